@@ -22,7 +22,7 @@ OBS: dict[str, Any] = {
     "robot_eef_pose": {"shape": [7], "type": "low_dim"},
     "robot_gripper_state": {"shape": [1], "type": "low_dim"},
 }
-# Ranges of a pose with a quaternion, as a robot over a table has them.
+# Ranges of a pose with a quaternion, typical of a robot above a table.
 POSE_LOW = [0.3, -0.2, 0.1, 0.85, -0.53, -0.05, -0.17]
 POSE_HIGH = [0.7, 0.2, 0.6, 0.93, -0.32, 0.18, 0.05]
 
@@ -50,7 +50,7 @@ def policy_cfg(action: Sequence[str] | int = 7, obs: Mapping[str, Any] | None = 
 
 
 def policy_state(cfg: DictConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Weights of that policy with a fitted normalizer; larger than at the start, so that every part matters."""
+    """Weights of that policy with a fitted normalizer; larger than initial ones, so that every part matters."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy = build_policy(cfg)
@@ -89,7 +89,7 @@ def save_checkpoint(path: Path, cfg: DictConfig, parts: Sequence[str] = ("model"
 
 
 def vpt_config_of(tensors: Mapping[str, Shape]) -> dict[str, Any]:
-    """A config of VPT whose shapes are those of the tensors; what shapes do not determine is as released."""
+    """A config of VPT whose shapes are those of the tensors; what shapes do not determine is as in the release."""
     read = vpt.settings_from(tensors)
     config = copy.deepcopy(dict(vpt.RELEASED_2X))
     named = ("hidsize", "impala_width", "n_recurrence_layers", "attention_heads", "pointwise_ratio")
@@ -101,7 +101,7 @@ def vpt_config_of(tensors: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def file_shapes_of(model: str | Path) -> dict[str, Shape]:
-    """Names and shapes of a whole checkpoint of a known model, or of that of a config.json."""
+    """Names and shapes of a whole checkpoint of a known model, or of the model of a config.json."""
     definition = open_definition(model)
     assert definition is not None
     return definition.file_shapes(definition.config)

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its debugging protocol: opens a page from disk, hears its console, looks at it."""
+"""A headless Chromium, driven over its debugging protocol: opens a page, reads its console, takes screenshots."""
 
 import base64
 import json
@@ -87,7 +87,7 @@ class Browser:
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Browser]:
-    """A browser with a fresh profile; the test is skipped where there is none."""
+    """A browser with a fresh profile; the test is skipped if there is none."""
     program = next(
         (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
     )

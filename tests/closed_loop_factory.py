@@ -1,4 +1,4 @@
-"""A simulator of somebody else's, and policies whose outcome is known, for the tests of closed loop."""
+"""A foreign simulator, and policies with known outcomes, for the tests of closed loop."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def tabletop(referee: str = "kinematic", **env: Any) -> Simulator:
 
 
 class Driver(gymnasium.Env[dict[str, Any], np.ndarray]):
-    """Moves a point; done once it is past ``goal`` on x, or after ``length`` steps. Remembers all that it was told.
+    """Moves a point; done once it is past ``goal`` on x, or after ``length`` steps. Remembers all commands.
 
-    Its observation is nested, its action is gripper first, its info speaks of "is_success".
+    Its observation is nested, its action has the gripper first, and its info has "is_success".
     """
 
     told: list[np.ndarray] = []  # noqa: RUF012 - shared on purpose: tests look at it
@@ -90,9 +90,9 @@ def driver(**env: Any) -> Simulator:
 
 
 class Follower(gymnasium.Env[dict[str, Any], np.ndarray]):
-    """An arm of any layout that is where it was told to be; remembers where that was.
+    """An arm of any layout that is always where it was commanded to be; remembers where that was.
 
-    As in the tabletop quaternions may have any length, and grippers are open above one half.
+    As in the tabletop, quaternions may have any norm, and grippers are open above one half.
     """
 
     told: list[np.ndarray] = []  # noqa: RUF012 - shared on purpose: tests look at it
@@ -131,7 +131,7 @@ def follower(kind: str, length: int) -> Simulator:
 
 
 class Scripted:
-    """Answers each request with a function of it: a chunk (Ta, 8), or None."""
+    """Answers each request with a function's result: a chunk (Ta, 8), or None."""
 
     spec, n_obs_steps, n_action_steps = SPEC, 2, 8
 
@@ -148,13 +148,13 @@ class Scripted:
 
 
 def numbered(request: ActionRequest) -> np.ndarray:
-    """Actions whose x says when they are meant: the step, from 1."""
+    """Actions whose x is the step that they are meant for, from 1."""
     x = request.step + np.arange(1, 9)
     return np.stack([x, *np.zeros((2, 8)), *np.zeros((3, 8)), np.ones(8), np.zeros(8)], axis=1)
 
 
 def expert(change: Callable[[int, np.ndarray], np.ndarray | None] = lambda scene, chunk: chunk) -> Scripted:
-    """The scripted expert of the tabletop, or what ``change`` makes of its chunk in a scene."""
+    """The scripted expert of the tabletop, or its chunk changed by ``change`` in a scene."""
     plans: dict[int, np.ndarray] = {}
 
     def rule(request: ActionRequest) -> np.ndarray | None:

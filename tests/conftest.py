@@ -1,4 +1,4 @@
-"""Fixtures that all tests share."""
+"""Fixtures shared by all tests."""
 
 import contextlib
 import fcntl
@@ -61,7 +61,7 @@ def where_temporary_files_go() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def signals_as_in_a_terminal() -> None:
-    """Background jobs may ignore SIGINT (shells) and SIGHUP (nohup), as would every process that a test starts."""
+    """Restores the default signal handlers: background jobs may ignore SIGINT and SIGHUP, which tests would inherit."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
@@ -70,13 +70,13 @@ def signals_as_in_a_terminal() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def environment_as_activated() -> None:
-    """`python` is the interpreter that runs the tests, as after `source .venv/bin/activate`; messages say so."""
+    """Makes `python` the interpreter that runs the tests, as after `source .venv/bin/activate`; messages use it."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_the_disk() -> Iterator[None]:
-    """No test cuts the power, and flushing is most of the time that writing takes; who tests flushing patches it."""
+    """Disables flushing, which is most of the time of writing; tests of flushing patch it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", warm_process.leave_to_the_kernel)
         yield
@@ -89,7 +89,7 @@ def no_parsing_of_the_same() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """The tests and all modules stay to the end: no collection of garbage looks at them again."""
+    """Exempts tests and modules from garbage collection, since they live to the end."""
     gc.collect()
     gc.freeze()
 
@@ -102,7 +102,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real recordings and reference numbers, kept beside the checkout and never in it."""
+    """Real recordings and reference numbers, kept next to the checkout and never in it."""
     path = REPOSITORY.parent / "shared" / "data"
     if not path.is_dir():
         pytest.skip("real recordings and reference numbers (../shared/data) are not on this machine")
@@ -111,7 +111,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def reference_checkpoint(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The 7-D checkpoint that the reference wrote, unpacked."""
+    """The 7-D checkpoint written by the reference, unpacked."""
     path = tmp_path_factory.mktemp("reference") / "cogact_7d_tiny.ckpt"
     with lzma.open(shared_data / "reference" / "cogact_7d_tiny.ckpt.xz") as packed, path.open("wb") as file:
         shutil.copyfileobj(packed, file)
@@ -120,7 +120,7 @@ def reference_checkpoint(shared_data: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def trial(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes the inputs of a trial ("40", with more arguments where it takes them) once, and returns their folder."""
+    """Writes the inputs of a trial ("40", with its arguments, if any) once, and returns their folder."""
     written: dict[tuple[str, ...], Path] = {}
 
     def write(number: str, *arguments: str) -> Path:

@@ -1,4 +1,4 @@
-"""Small datasets in every form that a dataset has: ours in both formats, and one of another writer."""
+"""Small datasets in every form: ours in both formats, and one by another writer."""
 
 import zipfile
 from pathlib import Path
@@ -42,7 +42,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def rows() -> dict[str, np.ndarray]:
-    """Its arrays."""
+    """Returns its arrays."""
     rng = np.random.default_rng(0)
     quaternion = np.tile([1.0, 0, 0, 0], (N, 1))
     pose = np.concatenate([rng.uniform(0.2, 0.4, (N, 3)), quaternion], axis=1).astype(np.float32)
@@ -97,7 +97,7 @@ def pack(folder: Path, archive: Path, method: int = zipfile.ZIP_STORED, top: str
 
 
 def tell(path: Path, *said: dict[str, Any]) -> Path:
-    """Add to a dataset what its recordings said of each episode: tasks, success, interventions."""
+    """Adds the recordings' metadata to each episode of a dataset: tasks, success, interventions."""
     buffer = ReplayBuffer.open(path, mode="r+")
     found: Any = buffer.root.attrs.get(EPISODES)
     described = found or [{"name": f"episode_{i:04d}", "number": i} for i in range(buffer.n_episodes)]

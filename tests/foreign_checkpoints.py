@@ -1,6 +1,6 @@
-"""Checkpoints as other programs write them, tiny and made afresh: one row of `MAKERS` for each format.
+"""Checkpoints as written by other programs, tiny and newly made: one row of `MAKERS` for each format.
 
-Each holds the same ResNet-18 of width 16, under the names of its program; `trunk` is what it is in a Sequential.
+Each holds the same ResNet-18 of width 16, under its program's names; `trunk` gives the names in a Sequential.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def under(prefix: str, state: Mapping[str, Tensor]) -> State:
 
 
 def network(prefix: str = "") -> State:
-    """A denoiser of another program."""
+    """Another program's denoiser."""
     return under(prefix, {"denoiser.0.weight": torch.ones(4, 10), "denoiser.0.bias": torch.zeros(4)})
 
 
@@ -145,7 +145,7 @@ def lightning(state: State, **entries: Any) -> dict[str, Any]:
 
 @contextmanager
 def other_program() -> Iterator[ModuleType]:
-    """A program that is importable while a file is written: a class of settings, and Lightning's dictionary."""
+    """A program that can be imported while a file is written: a settings class, and Lightning's dictionary."""
     module = ModuleType("other_program")
     kinds: dict[str, Any] = {
         "ModelConfig": type("ModelConfig", (), {"__module__": module.__name__}),
@@ -162,7 +162,7 @@ def other_program() -> Iterator[ModuleType]:
 
 
 def with_classes(folder: Path, **options: Any) -> Path:
-    """Lightning's file of a program that keeps settings in classes of its own and of its libraries."""
+    """A Lightning file of a program that keeps settings in its own and its libraries' classes."""
     state = {**under("model.encoder.", torchvision(trunk())), **network("model.")}
     with other_program() as program:
         model = program.ModelConfig()
@@ -180,7 +180,7 @@ def with_classes(folder: Path, **options: Any) -> Path:
 
 @dataclass
 class Typed:
-    """A structured config, as Hydra's users declare them."""
+    """A structured config, as declared by users of Hydra."""
 
     lr: float = 0.1
     name: str = "a"
@@ -192,12 +192,12 @@ class Maker:
 
     Attributes:
         write: makes the file or folder in a folder, and returns it.
-        family: words of what `inspect` calls it.
-        container: words of who wrote it.
+        family: part of its family name in `inspect`.
+        container: part of its writer's name.
         live, averaged: number of weights found.
-        camera: which encoder to take, where there are several.
-        refused: words of why the encoder is not taken over by a policy with GroupNorm; "" if it is.
-        changes: of the target's config, with which it is taken over after all.
+        camera: which encoder to use, if there are several.
+        refused: part of the reason why a policy with GroupNorm cannot use the encoder; "" if it can.
+        changes: changes to the target's config with which it can use it.
     """
 
     write: Callable[[Path], Path]

@@ -1,4 +1,4 @@
-"""A policy whose every weight, and inputs whose every number, follow from a formula: the same on every machine.
+"""A policy and inputs whose numbers all follow from a formula, so they are the same on every machine.
 
 The sizes are those of released checkpoints ("full") and of a small one ("tiny"); nothing is taken from a file.
 """
@@ -86,7 +86,7 @@ def inputs() -> dict[str, Any]:
 
 
 def outputs(policy: DiffusionTransformerHybridImagePolicy) -> dict[str, Tensor]:
-    """What a policy makes of the inputs: features, predicted noise, loss, actions by DDIM and by DDPM."""
+    """The policy's results for the inputs: features, predicted noise, loss, actions by DDIM and by DDPM."""
     given = inputs()
     obs, noise, times = given["obs"], given["noise"], given["times"]
     with torch.no_grad():

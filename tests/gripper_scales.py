@@ -1,4 +1,4 @@
-"""Every kind of gripper scale, as tests plant it: a name, and what is found of it without a word from anyone."""
+"""Every kind of gripper scale for tests: its name, and what is found of it without a declaration."""
 
 from pathlib import Path
 
@@ -32,12 +32,12 @@ FOREIGN = (
 
 
 def written(name: str, values: list[float] | None = None) -> list[float]:
-    """Gripper values of 0 closed .. 1 open (GRASP by default), as a recorder of that scale writes them."""
+    """Gripper values of 0 closed .. 1 open (GRASP by default), as written by a recorder with that scale."""
     return [float(value) for value in parse_scale(name).from_internal(GRASP if values is None else values)]
 
 
 def rewrite_gripper(dataset: Path, command: str, measured: str | None = None) -> Path:
-    """Store the gripper of a dataset of 0..1 in other scales, and take its label away."""
+    """Stores the gripper of a 0..1 dataset in other scales, and removes its label."""
     buffer = ReplayBuffer.open(dataset, mode="r+")
     for key, name in ((ACTION_KEY, command), (GRIPPER_KEY, measured or command)):
         rows = np.asarray(buffer[key][:], dtype=np.float64)

@@ -1,7 +1,7 @@
 """The action head of GR00T N1.5, small, from diffusers' own blocks, with the names of its checkpoints.
 
 Built from the description of names and shapes in `diffusion_policy.families.groot_n1_5`; it learns actions from given
-features by flow matching. The vision-language backbone, which is 2 of 3 parts of the released model, is not here.
+features by flow matching. The vision-language backbone, which is two thirds of the released model, is not included.
 
 Legend of shapes: B batch, N tokens of features, F their width, T action steps, A action, S state.
 """
@@ -18,12 +18,12 @@ from torch.nn.functional import layer_norm, relu, silu
 
 
 class Features(NamedTuple):
-    """What the head is given.
+    """The head's inputs.
 
     Attributes:
         tokens: (B, N, F) of the backbone.
         state: (B, 1, S).
-        embodiment: (B,) long, which of the per-embodiment layers.
+        embodiment: (B,) long, which of the per-embodiment layers to use.
     """
 
     tokens: Tensor
@@ -121,7 +121,7 @@ class DiT(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """What progressive layers deepen: blocks over the features."""
+    """The part that progressive layers deepen: blocks over the features."""
 
     def __init__(self, layers: int, heads: int, head: int):
         super().__init__()

@@ -4,7 +4,7 @@
     python tests/house_numbers.py --write     # write it into docs/development.md, between its markers
     python tests/house_numbers.py --help-times    # CPU seconds of `-h`, script by script
 
-Library code is `diffusion_policy/`, `scripts/` and `train.py`. The length of a function is that without its docstring.
+Library code is `diffusion_policy/`, `scripts/` and `train.py`. The length of a function excludes its docstring.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from source_trees import REPOSITORY, parsed, python_files, walked, where
 DOCUMENT = REPOSITORY / "docs" / "development.md"
 BEGIN, END = "<!-- house numbers: begin -->", "<!-- house numbers: end -->"
 SHAPE = re.compile(r"\((?:\.\.\.|[A-Z]\w{0,2}|\d+)(?:, ?(?:\.\.\.|[A-Za-z]\w{0,2}|\d+))*,?\)")
-# Arrays whose last axis is that of an action or of a state with the same numbers.
+# Arrays whose last axis is an action's or a state's with the same numbers.
 ACTIONS = re.compile(r"action|chunk|command|pose|state|predicted|recorded|held|drawn|copied|ours|theirs|measured")
 WORDS = ("said", "beside", "lies", "Verdict", "Stage")
 STOP = re.compile(r"^\d+\. `(diffusion_policy[\w.]*):([\w.]+)`", re.MULTILINE)
-# Rows that say what the tree may not do, or how large it may get: in the document they are exact.
+# Rows on what the tree must not do, or how large it may get: exact in the document.
 LAWS = ("calls of print", "imports against the layers", "circles of imports",
         "modules outside policy/ and model/ that name a policy class", "stops of the four journeys")  # fmt: skip
-# Rows that are to fall: the document may give more than there are.
+# Rows that should fall: the document may give higher counts.
 FALLING = ("action columns taken by number", "words")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -57,7 +57,7 @@ def length(function: Function) -> int:
 
 
 def is_annotated(function: Function) -> bool:
-    """Whether its result and all its arguments but self and cls have types."""
+    """Whether its result and all its arguments except self and cls have types."""
     arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     named = [argument for argument in arguments if argument.arg not in ("self", "cls")]
     returns = function.returns is not None or function.name == "__init__"
@@ -65,7 +65,7 @@ def is_annotated(function: Function) -> bool:
 
 
 def share(holds: Callable[[ast.AST], object], among: list[ast.AST]) -> str:
-    """How many of them it holds for, in percent."""
+    """Returns the percentage that it holds for."""
     return f"{100 * sum(map(bool, map(holds, among))) / len(among):.0f} %"
 
 
@@ -90,7 +90,7 @@ def _is_number(node: ast.expr | None) -> bool:
 
 
 def offences(check: Callable[[], None]) -> int:
-    """Lines of what a test of the house complains about."""
+    """Returns the lines that a house test complains about."""
     try:
         check()
     except AssertionError as error:
@@ -99,7 +99,7 @@ def offences(check: Callable[[], None]) -> int:
 
 
 def circles(paths: list[Path]) -> int:
-    """Whether modules of the package import each other in a circle as they are loaded: 0, or 1.
+    """Whether modules of the package import each other in a circle when loaded: 0 or 1.
 
     A module below a package imports that package in any case, which is not counted.
     """
@@ -125,7 +125,7 @@ def _module(path: Path) -> str:
 
 
 def journeys() -> dict[str, list[tuple[str, str]]]:
-    """Journeys of the document by title: their stops, as (module, function)."""
+    """Returns the document's journeys by title: their stops, as (module, function)."""
     text = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else ""
     chapter = text.partition("\n## Journeys\n")[2].partition("\n## ")[0]
     parts = chapter.split("\n### ")[1:]

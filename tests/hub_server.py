@@ -1,8 +1,8 @@
-"""A local stand-in for the Hugging Face Hub on 127.0.0.1: the part of its HTTP interface that reading needs.
+"""A local stand-in for the Hugging Face Hub on 127.0.0.1: the part of its HTTP interface needed for reading.
 
 GET  /api/{models,datasets}/USER/REPO[/revision/REV]    commit of a revision
 GET  /api/.../tree/REV/PATH?recursive=...               files and folders
-POST /api/.../paths-info/REV                            the same, of given paths
+POST /api/.../paths-info/REV                            the same, for given paths
 GET  /[datasets/]USER/REPO/resolve/REV/PATH             bytes, whole or from a Range on
 """
 
@@ -27,12 +27,12 @@ TOKEN = "hf_secret"
 
 @dataclass
 class Repository:
-    """One repository: the files of each commit, and what goes wrong with it."""
+    """One repository: the files of each commit, and simulated faults."""
 
     files: dict[str, dict[str, bytes]] = field(default_factory=lambda: {commit: {} for commit in COMMITS})
     branches: dict[str, str] = field(default_factory=lambda: {"main": COMMITS[0]})
     private: bool = False
-    cut_at: int = 0  # the connection ends after so many bytes of a file
+    cut_at: int = 0  # the connection ends after this many bytes of a file
     wrong_size: int = 0  # added to the sizes that are stated
     wrong_hash: bool = False
     escape: str = ""  # listed instead of the file's own name

@@ -1,4 +1,4 @@
-"""Marks tests of what is compiled: they are skipped, and say why, where there is no compiler."""
+"""Marks tests of compiled code, which are skipped with a reason if there is no compiler."""
 
 import pytest
 

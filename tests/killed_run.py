@@ -30,7 +30,7 @@ class KilledWorkspace(TrainDiffusionTransformerHybridWorkspace):
             outcome = make(batches, epoch, global_step)
             if outcome.global_step == int(number):
                 if kind == "update":
-                    self._checkpoints.wait()  # what was saved before lies whole
+                    self._checkpoints.wait()  # earlier checkpoints are complete
                     die()
                 os.replace = die_half_way
             return outcome
@@ -39,7 +39,7 @@ class KilledWorkspace(TrainDiffusionTransformerHybridWorkspace):
 
 
 def die_half_way(unfinished: str | Path, path: str | Path) -> None:
-    """In the place of `os.replace`: half of the checkpoint has been written."""
+    """Replaces `os.replace`, when half of the checkpoint has been written."""
     size, names = Path(unfinished).stat().st_size, Path(unfinished).stat().st_nlink
     if Path(path).name == LATEST and names == 1:
         os.truncate(unfinished, size // 2)
@@ -52,9 +52,9 @@ def run_until_killed(cfg: DictConfig, folder: Path, when: str) -> None:
 
     Args:
         cfg: its settings.
-        folder: of the run.
+        folder: folder of the run.
         when: "update:N", right after update N was made and earlier checkpoints were written, or "write:N", while the
-            first checkpoint after update N lies half written.
+            first checkpoint after update N is half written.
     """
     run = KilledWorkspace(cfg, folder)
     run.when = when

@@ -36,7 +36,7 @@ def gripper(length: int) -> np.ndarray:
 
 
 def episode(kind: str, length: int, seed: int) -> dict[str, np.ndarray]:
-    """Its arrays but the images; commands lead measurements by a step."""
+    """Returns its arrays except the images; commands lead measurements by a step."""
     if kind == "joints":
         t = np.linspace(0, 1, length)[:, None]
         joints = 0.3 * seed + t * np.linspace(-1, 1, 7)
@@ -85,7 +85,7 @@ def write(path: Path, kind: str, lengths: tuple[int, ...] = (13, 12, 14, 12), **
 
 
 def shape_meta(kind: str, **action: Any) -> dict[str, Any]:
-    """Of a policy that reads and predicts all of it."""
+    """Returns the shape_meta of a policy that reads and predicts everything."""
     cameras = {camera: {"shape": [3, HEIGHT, WIDTH], "type": "rgb"} for camera in CAMERAS[kind]}
     low_dim = {
         key: {"shape": [len(names)], "type": "low_dim", "names": list(names)}
@@ -96,7 +96,7 @@ def shape_meta(kind: str, **action: Any) -> dict[str, Any]:
 
 
 def trained_meta(kind: str, rotation: Representation | None = None, *, relative: bool = False) -> dict[str, Any]:
-    """As ``shape_meta``, of a policy that is trained with other rotations than recorded, or on relative actions."""
+    """Like ``shape_meta``, for a policy trained with other rotations than recorded, or on relative actions."""
     meta = shape_meta(kind, rotation=rotation, relative=relative)
     if rotation is not None:
         for entry in (meta["action"], *meta["obs"].values()):
@@ -107,7 +107,7 @@ def trained_meta(kind: str, rotation: Representation | None = None, *, relative:
 
 
 def trained_arrays(kind: str, meta: dict[str, Any]) -> dict[str, np.ndarray]:
-    """(N, D) by key, the numbers that such a policy is trained on: what its normalizer is fitted to."""
+    """(N, D) by key, the numbers that such a policy is trained on, to which its normalizer is fitted."""
     transform, recorded, names = StepTransform(read_shape_meta(meta)), episode(kind, 12, 0), NAMES[kind]
     observed = {
         key: recorded["state"][:, [names.index(name) for name in entry]] for key, entry in low_dim_keys(kind).items()

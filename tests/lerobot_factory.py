@@ -36,7 +36,7 @@ def drawn(step: int, size: tuple[int, int], seed: int) -> NDArray[np.uint8]:
 
 @dataclass
 class LeRobotSet:
-    """What a tiny dataset consists of; `write` writes it.
+    """The content of a tiny dataset; `write` writes it.
 
     Attributes:
         lengths: steps of the episodes.
@@ -46,10 +46,10 @@ class LeRobotSet:
         cameras: size by feature; one stored as pictures has "picture" in its name.
         extra: further columns by feature: dtype, shape and (N, ...) values.
         tasks: per step.
-        wide: lists of any length in place of those of one length.
+        wide: whether lists have varying instead of fixed lengths.
         row_group: rows in one.
         gop: frames from key frame to key frame.
-        files: number of the file (of rows and of frames) that each episode lies in.
+        files: number of the file (of rows and of frames) that contains each episode.
     """
 
     lengths: Sequence[int] = (6, 9)
@@ -122,7 +122,7 @@ class LeRobotSet:
         }
 
     def frames(self, camera: str) -> list[NDArray[np.uint8]]:
-        """What was drawn, a frame for each step."""
+        """Returns the drawn frames, one for each step."""
         seed = sorted(self.cameras).index(camera)
         return [drawn(step, self.cameras[camera], seed) for step in range(self.n_steps)]
 
@@ -215,6 +215,6 @@ def encode(
 
 
 def decode(file: Path) -> list[NDArray[np.uint8]]:
-    """All frames of a video as PyAV gives them, RGB."""
+    """Returns all frames of a video from PyAV, RGB."""
     with av.open(str(file)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

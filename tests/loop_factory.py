@@ -1,4 +1,4 @@
-"""An arm in numbers, and a policy that goes a known way, for the tests of the control loop."""
+"""A numeric arm, and a policy that follows a known path, for the tests of the control loop."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def form(cameras: tuple[str, ...] = ("image",), continuations: tuple[str, ...] =
 
 @dataclass
 class NumericArm:
-    """Follows every command at once. What it was told is in ``told``: (time, action), None if it was held."""
+    """Follows every command at once. ``told`` holds the commands: (time, action), None if it was held."""
 
     clock: VirtualClock
     cameras: tuple[str, ...] = ("image",)
@@ -63,7 +63,7 @@ class NumericArm:
 
 
 def forward(query: ChunkRequest, n_steps: int = N_STEPS) -> Chunk:
-    """Goes along x from where the arm was seen, a centimeter a step."""
+    """Moves along x from where the arm was seen, a centimeter per step."""
     seen = query.observation
     actions = np.tile(seen.states[-1], (n_steps, 1))
     actions[:, 0] += SPEED / 10 * np.arange(1, n_steps + 1)

@@ -1,4 +1,4 @@
-"""Datasets that are written once in a process; each test that asks for one has a copy."""
+"""Datasets that are written once per process; each test that requests one gets a copy."""
 
 import atexit
 import shutil
@@ -12,7 +12,7 @@ Options = ParamSpec("Options")
 
 
 def made_once(write: Callable[Concatenate[Path, Options], Path]) -> Callable[Concatenate[Path, Options], Path]:
-    """Makes of a function that writes a folder, always the same one for the same options, one that copies it."""
+    """Wraps a function that writes a folder (the same one for the same options) into one that copies it."""
     made: dict[Hashable, Path] = {}
 
     @wraps(write)

@@ -1,4 +1,4 @@
-"""Config changes whose effect was measured on built models: their words in this project's terms, and their spelling."""
+"""Config changes whose effect was measured on built models, translated to this project's terms and spelling."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ OURS = {
 
 
 def changes_of(change: dict[str, Any]) -> list[str]:
-    """A measured change as `what_if` takes it."""
+    """Returns a measured change in the form for `what_if`."""
     return [f"~{key}" if value == DELETED else f"{key}={json.dumps(value)}" for key, value in change.items()]

@@ -11,14 +11,14 @@ import pytest
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """Runs while in use; yields the name of a bucket that exists. Skips, saying so, without the extra packages."""
+    """Runs while in use; yields the name of an existing bucket. Skips with a reason without the extra packages."""
     server_module = pytest.importorskip("moto.server", reason="moto is not installed (extra 'dev')")
     s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed (extra 'cloud')")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     address = f"http://{host}:{port}"
-    # What the servers of one process hold is shared: this one begins empty.
+    # Servers in one process share their content, so this one is emptied first.
     urlopen(Request(f"{address}/moto-api/reset", method="POST")).close()
     with mock.patch.dict(os.environ, environment(address)):
         s3fs.S3FileSystem.clear_instance_cache()

@@ -1,4 +1,4 @@
-"""A task that only a carried memory solves, a tiny policy for it, and the settings of a run that takes seconds."""
+"""A task that can only be solved with carried memory, a tiny policy for it, and settings for a run of seconds."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ SIMULATOR: dict[str, Any] = {
 
 
 class CueEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
-    """Red or blue at first, black after it, and at last green: then `attack` is right after red, and wrong after blue.
+    """Red or blue at first, then black, and finally green, when `attack` is right after red and wrong after blue.
 
     Args:
         wait: frames between the cue and the question.
-        cut_off: truncates the episode there, before the question; None: nowhere.
-        noisy: frames hold noise that no seed determines.
+        cut_off: truncates the episode there, before the question; None for never.
+        noisy: frames contain noise that no seed determines.
     """
 
     def __init__(self, wait: int, cut_off: int | None = None, *, noisy: bool = False) -> None:
@@ -66,7 +66,7 @@ class CueEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
 
 def cue_policy(seed: int = 0) -> VPTImagePolicy:
-    """A policy that does nothing or attacks, evenly: as a clone of someone who does nothing else."""
+    """A policy that does nothing or attacks with equal probability, like a clone of someone who does only these."""
     torch.manual_seed(seed)
     policy = VPTImagePolicy(**POLICY)
     attack = np.array([int(name == "attack") for name in BUTTONS])

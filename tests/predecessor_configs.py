@@ -1,4 +1,4 @@
-"""The public predecessor's eight training configs and their tasks: one base, and what each has in another way."""
+"""The public predecessor's eight training configs and their tasks: a base, and each config's differences from it."""
 
 import copy
 from pathlib import Path
@@ -123,7 +123,7 @@ _DDP: dict[str, Any] = {
 }
 _WIDE = {"n_layer": 12, "n_head": 8, "n_emb": 512}
 _JITTER = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1, "p": 0.8}
-# Config: its task, and what it has in another way than the base.
+# Config: its task, and its differences from the base.
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "train_cogact_robot": ("cogact_robot_7d", {}),
     "train_cogact_robot_clean": ("cogact_robot_7d_clean", {"policy": {"crop_shape": [432, 576]}, "exp_name": "clean"}),
@@ -137,7 +137,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_DDP, "policy": {**_WIDE, "color_jitter": _JITTER}},
     ),
 }
-# The one whose dataset is the older collector's, whose seven numbers are no pose and gripper of today.
+# The config for the older collector's dataset, whose seven numbers are not today's pose and gripper.
 OLDER_LAYOUT = "train_real_robot_7d"
 _WINDOWS = {
     "horizon": "${horizon}",
@@ -183,7 +183,7 @@ def _task(name: str) -> dict[str, Any]:
 
 
 def write_configs(folder: Path) -> Path:
-    """All eight, with the tasks that they choose, as files of a folder."""
+    """Writes all eight, with their tasks, as files in a folder."""
     (folder / "task").mkdir(parents=True)
     for name, (task, changes) in CONFIGS.items():
         content = copy.deepcopy(_BASE)

@@ -1,4 +1,4 @@
-"""Evidence without trouble, to plant trouble in; and run folders as training leaves them."""
+"""Evidence without trouble, to plant trouble in, and run folders as left by training."""
 
 import hashlib
 import json
@@ -99,13 +99,13 @@ MACHINE = Environment(
 
 
 def only(findings: Sequence[Finding], code: str) -> Finding:
-    """The finding of that code."""
+    """Returns the finding with that code."""
     (found,) = [finding for finding in findings if finding.code == code]
     return found
 
 
 def troubled(findings: Sequence[Finding]) -> list[str]:
-    """Codes of what is more than a note."""
+    """Returns the codes of warnings and errors."""
     return [finding.code for finding in findings if finding.trouble]
 
 
@@ -139,7 +139,7 @@ def metrics(updates: int = 1000, *, last_loss: float = 0.02, **head: Any) -> lis
 def write_run(
     path: Path, lines: Sequence[dict[str, Any]] | None = None, config: str = "", *, checkpoint: bool = True
 ) -> Path:
-    """A run folder; `config` is YAML that is added to a small one."""
+    """A run folder; `config` is YAML added to a small one."""
     (path / ".hydra").mkdir(parents=True)
     (path / "checkpoints").mkdir()
     base = "optimizer:\n  learning_rate: 0.0001\ntraining:\n  lr_warmup_steps: 100\n  num_epochs: 100\n"
@@ -179,7 +179,7 @@ def open_loop(path: Path) -> Path:
 
 
 def checkpoint_with_ledger(path: Path) -> Path:
-    """A checkpoint that says where its weights came from."""
+    """A checkpoint that records where its weights came from."""
     whole = read_checkpoint(write_tiny_checkpoint(path))
     kept, grown = Ref("model.kept.weight", (64, 64), "t0"), Ref("model.head.weight", (8, 64), "t1")
     entries = (
@@ -192,7 +192,7 @@ def checkpoint_with_ledger(path: Path) -> Path:
     return path
 
 
-# A closed loop as `evaluate_closed_loop.py --json` describes it; of the checkpoint with this content.
+# A result of `evaluate_closed_loop.py --json`, for the checkpoint with this content.
 CONTENT = b"weights"
 ABOUT: dict[str, Any] = {
     "checkpoint": "data/outputs/run/checkpoints/best.ckpt", "checkpoint_sha256": hashlib.sha256(CONTENT).hexdigest(),
@@ -204,7 +204,7 @@ ABOUT: dict[str, Any] = {
 
 
 def scenes_of(outcomes: str, seed: int = 100_000) -> list[SceneResult]:
-    """A scene a letter: 1 success, c closed beside, d dropped."""
+    """One scene per letter: 1 success, c closed beside, d dropped."""
     reasons = {"1": None, "c": "closed beside", "d": "dropped"}
     positions = np.random.default_rng(0).uniform((0.4, 0.07), (0.54, 0.21), (len(outcomes), 2)).tolist()
     return [
@@ -223,6 +223,6 @@ def closed_loop(path: Path, outcomes: str, *, asked: int | None = None, **about:
 
 
 def look_at_dataset(path: str | Path, gripper_scale: DeclaredScales | None = None) -> DatasetEvidence:
-    """The evidence of a dataset as doctor and report gather it."""
+    """The evidence of a dataset as gathered by doctor and report."""
     buffer, faults = open_for_report(path, gripper_scale)
     return evidence_of_dataset(path, buffer, steps_of_dataset(buffer, faults), faults)

@@ -1,4 +1,4 @@
-"""Whether two runs ended alike, to the bit."""
+"""Whether two runs ended bit-equal."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def assert_same(first, second, where=""):
 
 
 def assert_same_runs(folder: Path, straight: Path) -> Checkpoint:
-    """Weights, everything that evolves, and every line of metrics but the speed; returns the checkpoint."""
+    """Compares weights, everything that evolves, and every line of metrics except the speed; returns the checkpoint."""
     ours, theirs = (read_checkpoint(path / "checkpoints" / LATEST) for path in (folder, straight))
     assert_same(ours.state_dicts, theirs.state_dicts)
     assert_same(ours.run_state, theirs.run_state)

@@ -1,4 +1,4 @@
-"""The argument parsers of all scripts, and whether a command line gets past them."""
+"""The argument parsers of all scripts, and whether they accept a command line."""
 
 import argparse
 import runpy
@@ -55,7 +55,7 @@ def flags_of(script: str) -> frozenset[str]:
 
 
 def refusal(script: str, arguments: list[str]) -> str | None:
-    """Why a script's parser refuses the arguments; None if it takes them."""
+    """Returns why a script's parser refuses the arguments; None if it accepts them."""
     if script == "train":
         return _refusal_of_train(arguments)
     complaints: list[str] = []
@@ -73,7 +73,7 @@ def refusal(script: str, arguments: list[str]) -> str | None:
 
 
 def _refusal_of_train(arguments: list[str]) -> str | None:
-    """By the names of settings and choices alone; nothing is composed."""
+    """Checks only names of settings and choices; nothing is composed."""
     try:
         parsed = get_args_parser().parse_args(arguments)
         overrides = OverridesParser.create().parse_overrides(parsed.overrides)
@@ -110,6 +110,6 @@ def script_called(words: list[str]) -> tuple[str, list[str]] | None:
 
 
 def refusal_of_line(line: str) -> str | None:
-    """Why a command line as it is pasted is refused; None if it is not, or runs no script."""
+    """Returns why a pasted command line is refused; None if it is not, or runs no script."""
     called = script_called(shlex.split(line, comments=True))
     return None if called is None else refusal(*called)

@@ -1,4 +1,4 @@
-"""A server in a thread, an engine without a network, and a client written from the protocol's text alone."""
+"""A server in a thread, an engine without a network, and a client written only from the protocol's documentation."""
 
 import asyncio
 import base64
@@ -61,7 +61,7 @@ class FakeEngine:
 
 
 class DescribedEngine(FakeEngine):
-    """Says what a control loop needs to know."""
+    """Describes what a control loop needs to know."""
 
     def __init__(self, checkpoint: str = "fake.ckpt", sha256: str = "0" * 64) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class DescribedEngine(FakeEngine):
 
 
 class ServerThread:
-    """A listening server in a thread of its own; leaving the block stops it in an orderly way."""
+    """A listening server in its own thread; leaving the block shuts it down in order."""
 
     def __init__(self, engine: Any, settings: ServeSettings, worker: ThreadPoolExecutor | None = None) -> None:
         self.engine = engine
@@ -107,7 +107,7 @@ class ServerThread:
 
 
 class OldClient:
-    """What a robot's client does: one JSON object a line, one line back."""
+    """What a robot's client does: one JSON object per line, one line back."""
 
     def __init__(self, port: int, timeout: float = 20.0) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
@@ -139,13 +139,13 @@ class OldClient:
 
 
 class PublicClient(OldClient):
-    """The public robot client, as it was seen to behave: it sends whenever its timer fires, answered or not, looks into
-    its socket without waiting, acts on actions alone, commands every step of a chunk at once, and never reconnects.
+    """The public robot client, as observed: it sends whenever its timer fires, answered or not, checks
+    its socket without waiting, acts only on actions, commands every step of a chunk at once, and never reconnects.
 
     Attributes:
         replies: all of them, in order; the client itself knows only of ``chunks``.
         chunks: actions (n, 8) that it executed.
-        dead: how often it has found its socket closed.
+        dead: how often it found its socket closed.
     """
 
     def __init__(self, port: int) -> None:
@@ -158,7 +158,7 @@ class PublicClient(OldClient):
 
     def send_once(self, message: Mapping[str, Any]) -> None:
         data = json.dumps(message).encode() + b"\n"
-        with contextlib.suppress(OSError):  # it does not look
+        with contextlib.suppress(OSError):  # it does not check
             self.socket.settimeout(5)
             self.socket.sendall(data)
         self.socket.settimeout(0)
@@ -166,7 +166,7 @@ class PublicClient(OldClient):
     def poll(self) -> None:
         try:
             data = self.socket.recv(2**20)
-        except OSError:  # nothing there, or reset: all the same to it
+        except OSError:  # nothing there, or reset: it does not care
             return
         self.dead += data == b""
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -177,7 +177,7 @@ class PublicClient(OldClient):
                 self.chunks.append(np.array(reply["action"]))
 
     def run(self, messages: Iterable[Mapping[str, Any]], period: float, patience: float = 5.0) -> None:
-        """Send one every ``period`` seconds; then look until there is a reply for each, or patience is over."""
+        """Sends one every ``period`` seconds, then checks until there is a reply for each, or a timeout."""
         count = 0
         for message in messages:
             self.send_once(message)
@@ -193,7 +193,7 @@ class PublicClient(OldClient):
 
     @property
     def codes(self) -> list[str]:
-        """Of each reply: the code of an error, else its type."""
+        """Returns for each reply the code of an error, else its type."""
         return [reply.get("code", reply["type"]) for reply in self.replies]
 
 

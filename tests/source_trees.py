@@ -1,4 +1,4 @@
-"""The sources of the library, the scripts and `train.py` as syntax trees, each file parsed once in a process."""
+"""The sources of the library, the scripts and `train.py` as syntax trees, each file parsed once per process."""
 
 import ast
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def walked(path: Path) -> tuple[ast.AST, ...]:
 
 
 def spoken(path: Path) -> Iterator[tuple[int, str]]:
-    """Strings of a file that may be printed, each with its line: all but docstrings."""
+    """Returns strings of a file that may be printed, with their lines: all except docstrings."""
     holders = (node for node in walked(path) if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef))
     firsts = [node.body[0] for node in holders if node.body]
     silent = {id(first.value) for first in firsts if isinstance(first, ast.Expr)}

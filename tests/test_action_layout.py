@@ -1,4 +1,4 @@
-"""spec.ActionLayout: every part of an action by name, in every representation, and back."""
+"""spec.ActionLayout: every part of an action by name, in every representation and back."""
 
 from __future__ import annotations
 

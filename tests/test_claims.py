@@ -1,4 +1,4 @@
-"""No string, page or help text claims of recordings what only a rollout shows: that a policy has learned, or grasps.
+"""No string, page or help text claims from recordings what only a rollout shows: that a policy has learned, or grasps.
 
 Recordings and logs show when a gripper would close, in how many of them, and how firm that is.
 """
@@ -18,7 +18,7 @@ CLAIM = re.compile(
     r"|(?<!of )\bit works\b",
     re.IGNORECASE,
 )
-# By file: what stands around a claim that is denied, quoted, measured by a rollout, or of something else.
+# By file: context of claims that are denied, quoted, measured by a rollout, or about something else.
 ALLOWED = {
     "README.md": [
         '"the gripper changes, so it is learned": 28 of 58 real logs in which it never completes a movement',
@@ -43,18 +43,18 @@ ALLOWED = {
         "learned in one scaling are wrong in another",
     ],
     "docs/training.md": ["weights learned in one scaling"],
-    "diffusion_policy/evaluate/gripper.py": ["learned", "not learned"],  # words of the naive check, in JSON
+    "diffusion_policy/evaluate/gripper.py": ["learned", "not learned"],  # terms of the naive check, in JSON
     "diffusion_policy/evaluate/gripper_table.py": ["learned", "the naive check would call", " of them learned"],
     "diffusion_policy/evaluate/verdicts.py": ["learned"],  # of files of earlier versions
     "diffusion_policy/report/comparison.py": ["it succeeds most often in closed loop"],
-    "diffusion_policy/report/report_page.py": ["It can be deployed"],  # where its rollouts are at hand
+    "diffusion_policy/report/report_page.py": ["It can be deployed"],  # if its rollouts are given
     "diffusion_policy/diagnose/step_findings.py": ["their noise is learned as if it were motion"],
     "scripts/demo.py": ["that cannot grasp learns when to close, and then it grasps"],  # in rollouts
 }  # fmt: skip
 
 
 def said(path: Path) -> Iterator[str]:
-    """What users read: pages line by line; of the library its strings but docstrings, of scripts their help, too."""
+    """What users read: pages line by line, the library's strings except docstrings, and scripts' help."""
     if path.suffix != ".py":
         yield from path.read_text(encoding="utf-8").splitlines()
         return

@@ -1,4 +1,4 @@
-"""What a robot's computer installs (client/): the control loop alone, with nothing but what it declares."""
+"""What a robot's computer installs (client/): only the control loop, with only what it declares."""
 
 import importlib.metadata
 import os
@@ -46,7 +46,7 @@ PATIENT = "--answer-timeout 20 --max-action-age 30 --camera-max-age 9 --state-ma
 
 
 def required(names: list[str]) -> dict[str, importlib.metadata.Distribution]:
-    """Distributions of these names, and of those that they require."""
+    """Distributions with these names, and those that they require."""
     found: dict[str, importlib.metadata.Distribution] = {}
     while names:
         name = re.split(r"[^A-Za-z0-9_.-]", names.pop())[0]
@@ -58,7 +58,7 @@ def required(names: list[str]) -> dict[str, importlib.metadata.Distribution]:
 
 @pytest.fixture(scope="module")
 def computer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the wheel holds, and one with links to what it requires: all that is installed there."""
+    """A folder with the wheel's content, and one with links to its requirements: all that is installed there."""
     folder = tmp_path_factory.mktemp("robot")
     for file in runpy.run_path(str(CLIENT / "setup.py"))["modules"]():
         (folder / "client" / file).parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def test_the_wheel_holds_these_modules_and_the_command(computer: Path, tmp_path:
     shutil.copy2(REPOSITORY / "pyproject.toml", source)
     gone = source / "client" / "build" / "lib" / "diffusion_policy" / "gone.py"
     gone.parent.mkdir(parents=True)
-    gone.touch()  # by an earlier build
+    gone.touch()  # left by an earlier build
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(tmp_path), str(source / "client")]
     subprocess.run(build, check=True)

@@ -19,7 +19,8 @@ from diffusion_policy.serve.settings import ServeSettings
 from diffusion_policy.training_config import keys_of
 
 SOURCES = [*python_files("diffusion_policy", "scripts"), REPOSITORY / "train.py"]
-# Stands for whatever a message puts into its command: a path with everything that bash and Hydra take for syntax.
+# Stands for anything that a message inserts into its command: a path with everything that bash and Hydra take for
+# syntax.
 AWKWARD = "/tmp/a folder/it's [1]=$HOME,${x}#{y}/\"last\\"
 PATHS = [
     "plain.ckpt", "a b", "it's", 'say "x"', "a=b", "[x]", "{x: y}", "a,b", "#x", "x#y", "$HOME", "${x}", "$(x)", "`x`",
@@ -73,7 +74,7 @@ def calls(*names: str) -> Iterator[tuple[str, ast.Call]]:
 
 
 def words_of(arguments: list[ast.expr], *, optional: bool) -> list[str]:
-    """The words that a call would print, with an awkward path for whatever is not known before it runs."""
+    """Returns the words that a call would print, with an awkward path for anything unknown before it runs."""
     words = []
     for node in arguments:
         if isinstance(node, ast.Starred):
@@ -91,7 +92,7 @@ def words_of(arguments: list[ast.expr], *, optional: bool) -> list[str]:
 
 
 def why_refused(script: str, words: list[str]) -> str | None:
-    """As `refusal`, with a number or a choice instead of a path where the script wants one."""
+    """Like `refusal`, with a number or a choice instead of a path where the script expects one."""
     why = refusal(script, words)
     while why is not None and AWKWARD in words:
         choice = re.search(r"invalid choice: .* \(choose from '?(\w+)", why)
@@ -104,14 +105,14 @@ def why_refused(script: str, words: list[str]) -> str | None:
 
 
 def fault_of_command(call: ast.Call) -> str | None:
-    """What is wrong with the words of a call of `command`."""
+    """Returns what is wrong with the words of a call of `command`."""
     first, *arguments = call.args
     if not isinstance(first, ast.Constant):
         return "name the script in the call, so that its words can be tested"
     if first.value not in ENTRY_POINTS.values():
         return f"there is no script {first.value}"
     if first.value == "train" and any(isinstance(argument, ast.Starred) for argument in arguments):
-        return None  # whole words that a run was started with
+        return None  # complete words that a run was started with
     forms = [words_of(arguments, optional=optional) for optional in (True, False)]
     refusals = [why_refused(str(first.value), words) for words in forms]
     return None if None in refusals else f"{forms[-1]}: {refusals[-1]}"
@@ -124,7 +125,7 @@ def test_printed_commands_are_taken_by_their_scripts() -> None:
 
 
 def test_printed_changes_of_a_training_run_exist() -> None:
-    """Overrides that a plan found come starred; tests/adapt/test_policy_settings.py has those."""
+    """Overrides found by a plan are passed starred; tests/adapt/test_policy_settings.py tests those."""
     called = [(where, words_of(call.args, optional=False)) for where, call in calls("again", "resumed")]
     refusals = [(where, refusal("train", words)) for where, words in called]
     assert len(refusals) > 5
@@ -152,7 +153,7 @@ CHOICE = re.compile(r"(?<![\w.])((?:experiment|loss|observation_dropout|learning
 
 
 def faults_of_messages(path: Path) -> Iterator[str]:
-    """Commands that are not made by `diffusion_policy.commands`, and flags and settings in prose that no script has."""
+    """Finds commands not made by `diffusion_policy.commands`, and flags and settings in prose that no script has."""
     flags_of_all = frozenset(OTHERS).union(*map(flags_of, SCRIPTS))
     settings = known_settings() | set(keys_of(OmegaConf.structured(ServeSettings)))
     for line, text in spoken(path):

@@ -1,4 +1,4 @@
-"""Everything in config/ that trains: each file composes, says how it is run, and builds."""
+"""Everything in config/ that trains: each file composes, states how it is run, and builds."""
 
 from pathlib import Path
 

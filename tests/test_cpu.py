@@ -1,4 +1,4 @@
-"""Cores that a process may use, and compute threads by what other processes leave of them."""
+"""Cores that a process may use, and compute threads by what other processes leave free."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ class Machine:
         self.groups.mkdir()
         monkeypatch.setattr(cores, "PROC", self.proc)
         monkeypatch.setattr(cores, "CGROUPS", self.groups)
-        # Stand-ins of this module alone: threads that other tests left go on with the real clock.
+        # Replaced only in this module: threads left by other tests keep the real clock.
         monkeypatch.setattr(cores, "os", SimpleNamespace(**vars(os)))
         monkeypatch.setattr(cores, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic))
         for name in cores.EXPLICIT:
@@ -36,7 +36,7 @@ class Machine:
         self._monkeypatch.setattr(cores.os, "sched_getaffinity", lambda pid: set(numbers), raising=False)
 
     def passes(self, *loads: dict[str, float], seconds: float = 1.0, own: float = 0.0) -> CpuTimes:
-        """Times before; /proc/stat and the clock say that since then each core did what its load says."""
+        """Returns times before; /proc/stat and the clock then show each core with its load."""
         fields = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
         rows = [[round(1000 + seconds * TICK * load.get(field, 0)) for field in fields] for load in loads]
         lines = ["cpu  1 1 1 1 1 1 1 1 0 0"]
@@ -74,7 +74,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         ([{"system": 0.5, "irq": 0.25, "softirq": 0.25}, QUIET], 1),
         ([{"steal": 1.0}, QUIET], 1),  # the hypervisor gave the core to another machine
         ([{"iowait": 1.0}] * 2, 2),
-        ([{"nice": 1.0}] * 2, 2),  # gives way
+        ([{"nice": 1.0}] * 2, 2),  # yields to others
         ([BUSY] * 3 + [QUIET] * 5, 5),
         ([BUSY] * 8, 1),
         ([{"user": 0.5, "idle": 0.5}] * 8, 4),
@@ -156,7 +156,7 @@ def test_the_load_average_takes_the_place_of_what_is_not_counted(machine: Machin
 
 
 def test_this_machine_under_processes_that_compute(monkeypatch: pytest.MonkeyPatch):
-    """On the real thing: as many busy processes as cores leave one thread."""
+    """On this machine, as many busy processes as cores leave one thread."""
     for name in cores.EXPLICIT:
         monkeypatch.delenv(name, raising=False)
     if usable_cores() == 1 or not Path("/proc/stat").is_file():

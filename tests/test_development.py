@@ -1,4 +1,4 @@
-"""docs/development.md says what the code is: its picture, its stops, its numbers, and examples that run."""
+"""docs/development.md agrees with the code: its picture, its stops, its counts, and examples that run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ EXAMPLES = Path(__file__).parent / "examples"
 BLOCK = re.compile(r"^`(tests/examples/[\w./]+)`[^\n]*\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 UNSHOWN = ("__init__.py", "franka_pose_interface.py", "regression_policy.yaml", "regression_growth.yaml")
 TARGET = "examples.regression_policy.RegressionPolicy"
-# Of figures that every change of the code moves: how far the document may lie behind.
+# How far the document may lag behind in figures that every change of the code affects.
 DRIFT = 0.1
 SIX_D = (*POSE_GRIPPER[:3], *ROTATIONS["rotation_6d_rows"], GRIPPER)
 
@@ -72,7 +72,7 @@ def resolved(module: str, name: str) -> Any:
 
 
 class Passed:
-    """Stops of a journey that a run does not pass."""
+    """Records which stops of a journey a run passes."""
 
     def __init__(self, title: str) -> None:
         self.missing = {resolved(*stop).__code__: stop for stop in house_numbers.journeys()[title]}
@@ -336,7 +336,7 @@ def test_blocks_are_parts_of_the_examples(page: str, repository: Path) -> None:
 
 
 def is_part(block: str, text: str) -> bool:
-    """Whether a text holds these lines in a row, as they are or as methods, blank ones aside."""
+    """Whether a text holds these lines in a row, as they are or as methods, ignoring blank lines."""
     block, text = (re.sub(r"\n\s*\n", "\n", part) for part in (block, text))
     return any(textwrap.indent(block, indent) in text for indent in ("", "    "))
 
@@ -385,7 +385,7 @@ def test_counts_are_those_of_the_code() -> None:
 
 
 def alike(name: str, written: str, counted: str) -> bool:
-    """Whether a row of the document still says what is: exactly, within the drift, or not much less."""
+    """Whether a row of the document is still right: exactly, within the drift, or not much lower."""
     if name in house_numbers.LAWS:
         return written == counted
     falling = name.startswith(house_numbers.FALLING)

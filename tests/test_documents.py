@@ -1,4 +1,4 @@
-"""What README and docs/*.md name in backticks is there: files, folders, modules, and names of the code."""
+"""What README and docs/*.md name in backticks exists: files, folders, modules, and names of the code."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ STARTS = [REPOSITORY / name for name in (".", "diffusion_policy", "docs", "scrip
 SOURCE = re.compile(r"[\w./*-]+\.(?:py|md|yaml|sh|cpp|toml|css|js)")
 FOLDER = re.compile(r"(?:diffusion_policy|config|scripts|tests|benchmarks|docs)/(?:[\w-]+/)*[\w-]*")
 NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?:\(\))?")
-# Names of other projects, and of what is in their files.
+# Names of other projects, and of things in their files.
 OF_OTHERS = {"droid", "umi", "train_real_robot_7d", "peft", "base_layer", "lora_A", "shadow_params", "TMPDIR"}
 
 
@@ -23,7 +23,7 @@ def backticked(text: str) -> Iterator[str]:
 
 
 def is_there(path: str) -> bool:
-    """Whether a path names a file or a folder of the repository; NAME and the like are anything."""
+    """Whether a path names a file or a folder of the repository; NAME and the like match anything."""
     pattern = re.sub(r"NAME|RUN|MACHINE", "*", path.rstrip("/"))
     return any(next(start.glob(pattern), None) is not None for start in STARTS)
 
@@ -53,7 +53,7 @@ def known_names() -> set[str]:
 
 
 def absent(text: str, known: set[str]) -> list[str]:
-    """What a page names and nobody has."""
+    """Returns what a page names that does not exist."""
     found = []
     for named in backticked(text):
         if SOURCE.fullmatch(named) or FOLDER.fullmatch(named):

@@ -1,7 +1,7 @@
-"""The whole life on a CPU: recordings, dataset, 7-D training, growth, fine-tuning, inference, verdict.
+"""The whole life cycle on a CPU: recordings, dataset, 7-D training, growth, fine-tuning, inference, verdict.
 
 Once on recordings that the tabletop makes, and once on recordings of a real robot and a checkpoint of the reference,
-where those are at hand. Commands are called as users call them; only sizes are small.
+if those are available. Commands are called as users call them; only sizes are small.
 """
 
 import json
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(*words: object, expect: int | None = 0) -> str:
-    """Run a command; returns what it printed. ``expect`` None: status 0 or 1, as a judge ends."""
+    """Run a command; returns what it printed. ``expect`` None allows status 0 or 1, as from a command that judges."""
     finished = warm_process.run(words, REPOSITORY)
     statuses = (0, 1) if expect is None else (expect,)
     assert finished.returncode in statuses, f"{finished.args}\n{finished.stdout}\n{finished.stderr}"
@@ -36,7 +36,7 @@ def check_sums(ledger: dict[str, Any]) -> None:
 
 
 def test_made_recordings_to_verdict_and_rollout(tmp_path: Path) -> None:
-    """The demo in its quick form: every step runs, and two updates have taught nothing, which it says."""
+    """The demo in its quick form: every step runs, and it reports that two updates taught nothing."""
     work = tmp_path / "demo"
     printed = run("scripts/demo.py", "--quick", "--workdir", work, expect=1)
     assert "Block in the tray: 0 of 1 scenes before, 0 of 1 after" in printed
@@ -55,14 +55,14 @@ def test_made_recordings_to_verdict_and_rollout(tmp_path: Path) -> None:
     assert len(list((work / "rollouts").glob("*.mp4"))) == 1
 
 
-@pytest.mark.exhaustive  # the way is the demo's; each stage has tests of its own on real recordings
+@pytest.mark.exhaustive  # the path is the demo's; each stage has its own tests on real recordings
 def test_real_recordings_and_a_real_checkpoint(shared_data: Path, reference_checkpoint: Path, tmp_path: Path) -> None:
     dataset, grown, tuned = tmp_path / "real.zarr", tmp_path / "grown.ckpt", tmp_path / "tuned"
     recordings = shared_data / "real_trajectories"
     run("scripts/convert_cogact_to_zarr.py", "--input", recordings, "--output", dataset, "--resolution", 320, 180)
     run("scripts/finetune_from_7d_to_8d.py", "--old_ckpt", reference_checkpoint, "--new_ckpt", grown)
     check_sums(json.loads(grown.with_name("grown.ckpt.ledger.json").read_text()))
-    # The sizes are those of the checkpoint; the rest makes two epochs a matter of seconds.
+    # The sizes are those of the checkpoint; the rest makes two epochs take seconds.
     sizes = ("policy.n_layer=2", "policy.n_emb=64", "training.num_epochs=2", "training.max_train_steps=2")
     loaders = [
         f"{loader}.{setting}"

@@ -56,7 +56,7 @@ def full(dataset: Path) -> DictConfig:
 
 
 def without(cfg: DictConfig, key: str) -> DictConfig:
-    """The same config less an entry."""
+    """The same config without an entry."""
     plain = OmegaConf.to_container(cfg, resolve=False)
     section: Any = plain
     *path, last = key.split(".")
@@ -67,7 +67,7 @@ def without(cfg: DictConfig, key: str) -> DictConfig:
 
 
 def predecessors(full: DictConfig) -> DictConfig:
-    """What the predecessor's config holds of a config, with the jitter that its newest one has."""
+    """The part of a config that the predecessor's config has, with the jitter of its newest one."""
     kept = OmegaConf.create()
     for key in REFERENCE_KEYS:
         node: Any = OmegaConf.to_container(full, resolve=False)
@@ -109,14 +109,15 @@ def test_the_predecessors_config_trains_and_what_it_lacked_is_said(full: DictCon
 
 
 OURS = compose_training()
-# Sections that the predecessor has are not newer, whatever came into them; what the policy sees is no setting.
+# Sections that the predecessor has are not newer, whatever was added to them; what the policy observes is not a
+# setting.
 NEWER = [
     key
     for key in sorted(set(keys_of(OURS)) - set(REFERENCE_KEYS))
     if not any(known.startswith(f"{key}.") for known in REFERENCE_KEYS)
     and (not key.startswith("task.shape_meta") or key.endswith(".names"))
 ]
-# What of shape_meta refers to a newer entry, and is absent with it.
+# Entries of shape_meta that refer to a newer entry, and are missing along with it.
 REFERRED_TO = {
     "task.dataset.rotation": "task.shape_meta.action.rotation",
     "task.dataset.relative_actions": "task.shape_meta.action.relative",
@@ -125,7 +126,7 @@ FILLED = [key for key in NEWER if key.split(".")[0] not in NEVER_FILLED]
 
 
 def first_of_each_section(keys: Sequence[str]) -> list[Any]:
-    """The rest of a section is filled in by the same few lines, and exhaustive."""
+    """The rest of a section is filled in by the same few lines, so it is exhaustive."""
     sections = [key.split(".")[0] for key in keys]
     marks = [[pytest.mark.exhaustive] * (section in sections[:at]) for at, section in enumerate(sections)]
     return [pytest.param(key, marks=mark) for key, mark in zip(keys, marks, strict=True)]
@@ -158,7 +159,7 @@ def test_an_entry_of_the_predecessors_that_is_absent_is_filled_or_named(full: Di
         return
     assert key.split(".")[0] in NEVER_FILLED, said
     named = key == "task.dataset.pad_after" or key.rpartition(".")[2] in said or "shape_meta" in said
-    assert named, said  # without padding after their end, episodes of 12 steps hold no window of 16
+    assert named, said  # without padding at the end, episodes of 12 steps contain no window of 16
     assert "\n" not in said
 
 
@@ -167,7 +168,7 @@ def test_nothing_is_filled_where_nothing_is_absent(full: DictConfig) -> None:
 
 
 def shipped() -> list[tuple[str, ...]]:
-    """Words of a command for every config that ships: those that train, and each experiment as its head says."""
+    """Arguments of a command for every shipped config: those that train, and each experiment as in its header."""
     configs = sorted(path.stem for path in CONFIG.glob("train_*.yaml"))
     experiments = sorted((CONFIG / "experiment").glob("*.yaml"))
     trains = [re.search(r"--config-name=(\w+)", path.read_text()) for path in experiments]
@@ -180,7 +181,7 @@ def shipped() -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("words", shipped(), ids=" ".join)
 def test_a_config_that_ships_lacks_nothing_and_gains_nothing(words: tuple[str, ...]) -> None:
-    """As a run composes it: no default of another policy comes into it, and its command line is left as it is."""
+    """As composed by a run: no default of another policy enters, and its command line is unchanged."""
     assert checked_arguments(words) == list(words)
     with initialize_config_dir(str(CONFIG), version_base="1.2"):
         cfg = compose(words[0].partition("=")[2], overrides=list(words[1:]))
@@ -220,7 +221,7 @@ def test_a_missing_entry_is_looked_up_in_the_config_of_its_policy() -> None:
 
 @pytest.fixture
 def theirs(full: DictConfig, tmp_path: Path) -> Path:
-    """A folder of configs as the predecessor's: one file, and a task beside it."""
+    """A folder of configs like the predecessor's: one file, and a task next to it."""
     folder = tmp_path / "their configs"
     (folder / "task").mkdir(parents=True)
     plain: Any = OmegaConf.to_container(predecessors(full), resolve=False)
@@ -267,7 +268,7 @@ def test_settings_that_their_config_lacks_are_taken_all_the_same(
 
 
 def test_their_config_may_lie_in_our_folder(theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copied beside ours, so that --config-name finds it."""
+    """Copied next to ours, so that --config-name finds it."""
     words = [f"--config-path={theirs}", "--config-name=train_theirs", "loss=gripper_events"]
     assert "+loss=gripper_events" in checked_arguments(words)
     ours = ["--config-name=train_cogact_robot", "loss=gripper_events", "training.seed=1"]

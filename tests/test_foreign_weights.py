@@ -1,4 +1,4 @@
-"""Weights as other people save them: other precisions, wrapped names, old formats, and files that are none at all."""
+"""Weights as saved by others: other precisions, wrapped names, old formats, and files that are not checkpoints."""
 
 import bz2
 import gzip
@@ -66,7 +66,7 @@ def in_type(dtype: torch.dtype) -> Callable:
 
 
 def in_mixed_types(key: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """Half precision for the encoder, double for the rest, as a hand-made export has it."""
+    """Half precision for the encoder, double for the rest, as in a handmade export."""
     if not tensor.is_floating_point():
         return key, tensor
     return key, tensor.to(torch.float16 if key.startswith("obs_encoder") else torch.float64)
@@ -185,7 +185,7 @@ WRAPPED: dict[str, tuple[Callable, tuple[str, ...]]] = {
 
 
 def printed_command(text: str) -> list[str]:
-    """The words of the command that a message ends with, as bash reads them."""
+    """Returns the words of the command that a message ends with, as read by bash."""
     line = next(line for line in text.splitlines() if "adapt.py apply" in line)
     words = subprocess.run(
         ["bash", "-c", f"printf '%s\\n' {line[line.index('apply ') :]}"], capture_output=True, text=True, check=True
@@ -539,7 +539,7 @@ REFUSED = {
 
 
 @pytest.mark.slow
-@pytest.mark.exhaustive  # at full size what the tests above try on small policies
+@pytest.mark.exhaustive  # the tests above at full size
 def test_reported_checkpoints(shared_data: Path, reference_checkpoint: Path, tmp_path: Path) -> None:
     script = shared_data / "trials" / "50_checkpoint_variants.py"
     files = sorted(write_trial(tmp_path / "files", script, reference_checkpoint).iterdir())

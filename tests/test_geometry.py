@@ -1,4 +1,4 @@
-"""diffusion_policy.geometry: rotations that know q and -q are the same."""
+"""diffusion_policy.geometry: rotations, with q and -q treated as equal."""
 
 import numpy as np
 import pytest

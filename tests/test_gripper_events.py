@@ -1,4 +1,4 @@
-"""Events under a dead band, and how predicted ones agree with recorded ones."""
+"""Events under a dead band, and how predicted ones match recorded ones."""
 
 import json
 from itertools import pairwise
@@ -210,7 +210,7 @@ def test_the_order_of_command_and_measurement() -> None:
     chunks[3, 2] = 0.1
     assert order_of_events(events, chunks, measured) == ("ahead", "behind")
     assert order_of_events(events, chunks, [1.0] * 10) == ("ahead", "back")
-    chunks[2:4, 2] = [0.1, 1.0]  # taken back in the last chunk before the hand closed
+    chunks[2:4, 2] = [0.1, 1.0]  # reversed in the last chunk before the hand closed
     assert order_of_events(events, chunks, measured)[0] == "behind"
     with pytest.raises(ValueError, match=r"chunks have shape \(10,\)"):
         order_of_events(events, first, measured)

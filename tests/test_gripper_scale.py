@@ -1,4 +1,4 @@
-"""diffusion_policy.gripper_scale: names, labels, and what is found of each scale without a word."""
+"""diffusion_policy.gripper_scale: names, labels, and what is found of each scale without a declaration."""
 
 import math
 
@@ -105,13 +105,13 @@ def test_no_foreign_scale_is_taken_for_it(name: str, noise: float) -> None:
         if not name.startswith(("radians:-", "millimeters", "degrees", "range:0", "range:850")):
             assert again.command.scale is not None
             got = again.command.scale.to_internal(command)
-            if name not in ("meters_closed:0.04", "meters:0.03:0.08"):  # a width: the range does not tell its ends
+            if name not in ("meters_closed:0.04", "meters:0.03:0.08"):  # a width, whose range does not show its ends
                 np.testing.assert_allclose(got, values, atol=0.06)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_gripper_that_never_moves_is_not_guessed(name: str) -> None:
-    """Wide open, or closed, all the time: of closed1 and signed scales the numbers alone would say the opposite."""
+    """Always open, or always closed: for closed1 and signed scales the numbers alone would suggest the opposite."""
     for state in (0.0, 1.0):
         found = find_scales(written(name, [state] * 30)).command
         number = written(name, [state])[0]

@@ -1,7 +1,7 @@
-"""Gripper F1 is one measure: whoever reports it gives the same number for the same events, and names its tolerance.
+"""Gripper F1 is one measure: every reporter gives the same number for the same events, with its tolerance.
 
-A reporter takes commanded and recorded grippers of episodes, (N,) each at one control rate, and says what F1 it reports
-and within how many seconds. A new reporter belongs into REPORTERS.
+A reporter takes commanded and recorded grippers of episodes, (N,) each at one control rate, and returns the F1 that it
+reports and its tolerance in seconds. A new reporter belongs in REPORTERS.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def poses(gripper: Gripper) -> NDArray[np.float64]:
 
 
 def chunks_from(commands: NDArray[np.float64], starts: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """(C, Ta, 8) commands from each start on, the last one held, and which of them lie inside the episode."""
+    """(C, Ta, 8) commands from each start on, the last one held, and whether each is inside the episode."""
     steps = np.asarray(starts)[:, None] + np.arange(N_ACTIONS)
     return commands[np.minimum(steps, len(commands) - 1)], steps < len(commands)
 
@@ -76,7 +76,7 @@ def open_loop(episodes: Episodes, step_seconds: float | None, tolerance_s: float
 
 
 class Recording:
-    """As `RecordedEpisodes` gives it, of grippers alone."""
+    """Like `RecordedEpisodes`, with only grippers."""
 
     def __init__(self, grippers: Sequence[Gripper], step_seconds: float | None):
         self._commands, self._seconds = [poses(gripper) for gripper in grippers], step_seconds
@@ -108,7 +108,7 @@ class Requests(RecordedRequests):
 
 
 class Engine:
-    """Answers what the predicted gripper says, episode after episode."""
+    """Answers with the predicted gripper, episode after episode."""
 
     def __init__(self, predicted: Recording, requests: Requests):
         self._answers = [predicted.recorded_chunks(np.array([step]))[0][0] for e in requests.episodes for step in e]
@@ -134,7 +134,7 @@ REPORTERS: dict[str, Callable[[Episodes, float | None, float], tuple[float | Non
 
 
 def gripper(n_steps: int, *changes: int) -> Gripper:
-    """Open at first, and the other state from each of these steps on."""
+    """Open at first, then changing state at each of these steps."""
     states = np.ones(n_steps)
     for change in changes:
         states[change:] = 1 - states[change]
@@ -168,7 +168,7 @@ def test_the_same_events_give_the_same_f1(reporter: str, case: str, step_seconds
 
 
 def test_cases_tell_measures_apart() -> None:
-    """The three measures of before, 5 steps, 1 s and 10 // stride requests, differ in these."""
+    """The three former measures, 5 steps, 1 s and 10 // stride requests, differ in these."""
     late = CASES["late within a second"][0]
     assert [score_gripper_events(*late, steps).f1 for steps in (5, 10)] == [0.0, 1.0]
     assert score_gripper_events(*late, step_seconds=0.8).f1 == 0.0

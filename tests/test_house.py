@@ -75,7 +75,7 @@ LAYERS = {
     "diagnose": 4,
     "report": 5,
 }
-# Modules of layer 0 that others of layer 0 may build on, and the two packages that training looks into.
+# Modules of layer 0 that others of layer 0 may build on, and the two packages that training may use.
 FOUNDATIONS = {
     "errors",
     "listing",
@@ -231,7 +231,7 @@ def imports_rich(nodes: Iterable[ast.AST]) -> list[int]:
 
 
 def test_only_the_terminal_knows_how_results_are_drawn() -> None:
-    """What computes a result returns `tables`; entry points print them through `terminal`. Benchmarks are their own."""
+    """Code computing a result returns `tables`; entry points print them by `terminal`. Benchmarks print their own."""
     offences = [
         f"{where(path)}:{line}: imports rich; return diffusion_policy.tables, and let terminal print them"
         for path in [*python_files("diffusion_policy", "scripts"), REPOSITORY / "train.py"]
@@ -243,9 +243,9 @@ def test_only_the_terminal_knows_how_results_are_drawn() -> None:
     assert imports_rich(ast.walk(ast.parse(planted))) == [1, 3]
 
 
-# Packages whose users are the programs of others: of a robot's computer, of Minecraft agents.
+# Packages used by external programs: on a robot's computer, by Minecraft agents.
 FOR_OTHER_PROGRAMS = ("diffusion_policy/serve/client/", "diffusion_policy/minecraft/")
-# Defined for others than this repository's own code; all else that is defined is used.
+# Defined for code outside this repository; everything else that is defined is used.
 CALLED_FROM_OUTSIDE = {
     "by zarr: a codec and a store": {
         "_decode_single", "_encode_single", "compute_encoded_size", "from_dict", "to_dict", "get_partial_values",
@@ -266,7 +266,7 @@ Nodes = tuple[ast.AST, ...]
 
 
 def names_used(nodes: Iterable[ast.AST]) -> set[str]:
-    """Names, attributes, and the words of short strings such as import paths; of a definition only what is inside."""
+    """Names, attributes, and the words of short strings such as import paths; for a definition, only what is inside."""
     used: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Name):
@@ -279,7 +279,7 @@ def names_used(nodes: Iterable[ast.AST]) -> set[str]:
 
 
 def unused_definitions(defining: Mapping[str, Nodes], using: Iterable[Nodes], text: str = "") -> list[str]:
-    """Functions, methods and classes of some files that no code names: neither theirs nor that of others."""
+    """Functions, methods and classes of some files that no code names, in these files or elsewhere."""
     used = set(re.findall(r"\w+", text)).union(*map(names_used, [*defining.values(), *using]))
     return [
         f"{name}:{node.lineno}: {node.name}"
@@ -292,7 +292,7 @@ def unused_definitions(defining: Mapping[str, Nodes], using: Iterable[Nodes], te
 
 
 def test_nothing_is_there_for_tests_only() -> None:
-    """By its name; one that something else has, too, is taken to be used."""
+    """Checked by name; a name shared with something else counts as used."""
     others = [*python_files("scripts", "benchmarks"), REPOSITORY / "train.py"]
     configs = "\n".join(path.read_text() for path in sorted((REPOSITORY / "config").rglob("*.yaml")))
     package = {where(path): walked(path) for path in python_files("diffusion_policy")}
@@ -317,7 +317,7 @@ ONLY_IN_STORAGE = re.compile(
 
 
 def test_files_come_to_be_in_one_way_and_have_one_hash() -> None:
-    """Temporary folders and unnamed temporary files are no output, and may be anywhere."""
+    """Temporary folders and unnamed temporary files are not outputs, and may be anywhere."""
     offences = []
     for path in [*python_files("diffusion_policy", "scripts", "benchmarks"), REPOSITORY / "train.py"]:
         if where(path) == "diffusion_policy/storage.py":
@@ -341,7 +341,7 @@ NUMBERS_OF_NORMS = re.compile(r"quaternion_(?:norm_)?(?:slack|tolerance)|norm_sl
 
 
 def named_numbers(path: Path) -> Iterator[tuple[int, str, float]]:
-    """Numbers between 0 and 1 by the name that they are given: by assignment, as a default, or as an argument."""
+    """Numbers between 0 and 1 by the name that they get: by assignment, as a default, or as an argument."""
     for node in walked(path):
         pairs: list[tuple[str, ast.expr | None]] = []
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -382,7 +382,7 @@ def test_pages_have_one_skeleton() -> None:
         if path.suffix in {".py", ".html", ".js"}
         and re.search(r"<(?:!doctype|html)\b", path.read_text(), re.IGNORECASE)
     ]
-    # What a reader of weights is told when it is given the page of an error instead of a file.
+    # The message for a reader of weights that gets an error page instead of a file.
     assert offences == ["diffusion_policy/report/templates/page.html", "diffusion_policy/tensor_file/kinds.py"]
 
 
@@ -399,7 +399,7 @@ NAMES_OF_POLICIES = re.compile(
 
 
 def test_nothing_but_its_own_package_knows_a_policy_class() -> None:
-    """What trains, adapts, serves or judges a policy asks the contract and the registry, never for a class."""
+    """Code that trains, adapts, serves or judges a policy uses the contract and the registry, never a class."""
     offences = [
         f"{where(path)}:{number}: {found[0]}; ask policy.contract or policy.registry"
         for path in [*python_files("diffusion_policy", "scripts"), REPOSITORY / "train.py"]
@@ -410,7 +410,7 @@ def test_nothing_but_its_own_package_knows_a_policy_class() -> None:
     assert not offences, "\n".join(offences)
 
 
-# All that a policy class consists of; the workspace's path is in its files, the loop behind it is the one that exists.
+# All parts of a policy class; its files contain the workspace's path, whose training loop is shared.
 PATHS_OF_A_POLICY = (
     *POLICY_PACKAGES,
     "config/",
@@ -422,15 +422,15 @@ PATHS_OF_A_POLICY = (
 
 
 def test_a_second_policy_class_touches_nothing_but_its_own_paths() -> None:
-    """The policy with a UNet: no other file speaks of it."""
+    """The policy with a UNet: no other file mentions it."""
     speaking = [path for path in spoken_files() if re.search(r"unet", path.read_text(encoding="utf-8"), re.IGNORECASE)]
     offences = [where(path) for path in speaking if not where(path).startswith(PATHS_OF_A_POLICY)]
     assert not offences, f"{offences} speak of one policy class; ask policy.contract or policy.registry"
     assert len(speaking) >= 8, "the class, its tensors, its network, registry, config, rules, docs and tests"
 
 
-# What the columns of an action are, a layout says. Not asked by what makes layouts, by functions of poses, rotations
-# and the simulator's own state, and by what holds no action.
+# A layout defines the columns of an action. It is not used by what makes layouts, by functions of poses, rotations
+# and the simulator's own state, and where there is no action.
 KNOW_COLUMNS = (
     "diffusion_policy/spec/",
     "diffusion_policy/geometry.py",
@@ -463,7 +463,7 @@ def is_column_of_action(index: ast.expr) -> bool:
 
 
 def columns_taken(nodes: Iterable[ast.AST]) -> set[int]:
-    """Lines that take columns by number; names in capitals (POSE[3:]) are no actions."""
+    """Lines that take columns by number; names in capitals (POSE[3:]) are not actions."""
     taken = [node for node in nodes if isinstance(node, ast.Subscript)]
     actions = (node for node in taken if not (isinstance(node.value, ast.Name) and node.value.id.isupper()))
     return {node.lineno for node in actions if is_column_of_action(node.slice) or is_last_of_dataset(node)}
@@ -546,7 +546,7 @@ def test_light_packages_do_not_load_torch() -> None:
 
 
 def test_entry_points_explain_themselves_in_a_second() -> None:
-    """Of processor time; the least of three tries counts, since other programs disturb the caches."""
+    """In processor time; the least of three tries counts, since other programs disturb the caches."""
     offences = []
     for script in [*python_files("scripts"), REPOSITORY / "train.py"]:
         for _ in range(3):
@@ -565,12 +565,12 @@ def test_entry_points_explain_themselves_in_a_second() -> None:
 
 
 def processor_time_of_children() -> float:
-    """Seconds, of those that have ended."""
+    """Processor seconds of child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-# Words that a reader of the field stumbles over, with the term to use; whole words of prose, and parts of identifiers.
+# Words that a reader in the field stumbles over, with the term to use; whole words in prose, and parts of identifiers.
 RETIRED = {
     "said": "stated, reported, declared",
     "told": "derived from, reported, commanded",
@@ -609,7 +609,7 @@ def test_retired_words_stay_out_of_names_and_prose() -> None:
     assert not offences, "\n".join(offences)
 
 
-# What breaks a law, in a package that no list knows.
+# Code that breaks a law, in a package that is on no list.
 PLANTED = [
     (test_imports_point_down, "from diffusion_policy.serve import client"),
     (test_files_and_functions_are_small, "\n" * (MAX_LINES + 1)),

@@ -50,7 +50,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: bytes) -> Iterator[Hub]:
-    """A hub with one public checkpoint; caches of this process and of this user are new."""
+    """A hub with one public checkpoint; the caches of this process and user are empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -109,7 +109,7 @@ def test_training_starts_from_a_checkpoint_of_a_hub(hub: Hub, tmp_path: Path) ->
 
 
 def as_files(folder: Path) -> dict[str, bytes]:
-    """The files of a folder as those of a repository, under the folder's name."""
+    """The files of a folder as a repository's, under the folder's name."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder.parent)): path.read_bytes() for path in files}
 

@@ -1,4 +1,4 @@
-"""One judgment on encoded images: whole pixels are accepted whatever surrounds them, missing or damaged ones are not.
+"""One judgment on encoded images: complete pixels are accepted whatever surrounds them, damaged ones are not.
 
 Every case goes through the decoder, through the converter's reader and through the server's, which must agree.
 """
@@ -98,7 +98,7 @@ ROWS = b"".join(b"\0" + row.tobytes() for row in picture()[..., ::-1])
 REFERENCE = {True: cv2.imdecode(np.frombuffer(JPEG, np.uint8), 1)[..., ::-1], False: picture()[..., ::-1]}
 
 ACCEPTED: dict[str, tuple[bytes, bytes, set[ImageNote]]] = {
-    # name: image, another with the same pixels that OpenCV reads, notes
+    # name: image, another with the same pixels, as read by OpenCV, notes
     "jpeg": (JPEG, JPEG, set()),
     "png": (PNG, PNG, set()),
     "restart markers": (RESTARTED, RESTARTED, set()),
@@ -194,7 +194,7 @@ def with_height(data: bytes, height: int) -> bytes:
 
 
 def flat_below(sampling: int) -> bytes:
-    """16 rows more, which take few bytes: left over, with the height of the others, as blocks that were displaced."""
+    """16 more rows, which take few bytes and are left over with the others' height, like displaced blocks."""
     image = cv2.copyMakeBorder(picture(), 0, 16, 0, 0, cv2.BORDER_CONSTANT, value=(90, 90, 90))
     return encoded(".jpg", image, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling)
 

@@ -1,4 +1,4 @@
-"""The wheel, built and installed somewhere else: every command starts, and works in a folder that is no checkout."""
+"""The wheel, built and installed somewhere else: every command starts, and works in a folder that is not a checkout."""
 
 import json
 import os
@@ -26,7 +26,7 @@ SHIPPED = tuple(
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that the wheel is installed in, as pip does; dependencies are those of the interpreter of the tests.
 
-    Built from a copy, without the compiled kernels (a minute), which the installation does without.
+    Built from a copy without the compiled kernels (a minute), which the installation does not need.
     """
     work = tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
@@ -85,7 +85,7 @@ Ended = dict[tuple[str, ...], subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Where the helps are asked for, which is empty, and where the other commands work."""
+    """The empty folder where helps are requested, and the one where other commands work."""
     empty, work = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("work")
     write_trajectory(work / "recorded", episode_id=0, n_steps=12, size=(64, 36))
     return empty, work

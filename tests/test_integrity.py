@@ -1,4 +1,4 @@
-"""Rot: bytes that are not those that were written are found, by every reader of weights, and named."""
+"""Bit rot: bytes that differ from what was written are found and named by every reader of weights."""
 
 import ast
 import hashlib
@@ -31,7 +31,7 @@ OPENERS = {"read_checkpoint", "load_policy", "open_tensor_file", "read_torch_zip
 
 
 def flip(path: Path, at: int) -> None:
-    """One bit of one byte."""
+    """Flips one bit of one byte."""
     with path.open("r+b") as file:
         file.seek(at)
         byte = file.read(1)[0]
@@ -40,7 +40,7 @@ def flip(path: Path, at: int) -> None:
 
 
 def place_of(path: Path, record: str) -> int:
-    """Where the first byte of a record lies."""
+    """Returns the position of a record's first byte."""
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(record)
         with path.open("rb") as file:
@@ -143,13 +143,13 @@ def small(tmp_path: Path) -> bytes:
 
 
 def test_whatever_byte_rots_the_content_is_the_same_or_it_is_refused(tmp_path: Path, small: bytes) -> None:
-    """Headers, directory and padding too: what no checksum covers must not change what is read."""
+    """Headers, directory and padding too: bytes that no checksum covers must not change what is read."""
     rotten = (small[:at] + bytes([small[at] ^ 0x10]) + small[at + 1 :] for at in range(len(small)))
     assert sum(is_refused(tmp_path / "w.pt", content) for content in rotten) > 500
 
 
 def test_wherever_it_is_cut_the_content_is_the_same_or_it_is_refused(tmp_path: Path, small: bytes) -> None:
-    """The rest missing, or zeros, as an aborted download leaves it."""
+    """The rest missing, or zeros, as after an aborted download."""
     for size in range(0, len(small), 7):
         assert is_refused(tmp_path / "w.pt", small[:size])
         assert is_refused(tmp_path / "w.pt", small[:size] + bytes(len(small) - size)) or size > len(small) - 22
@@ -203,7 +203,7 @@ def test_a_sector_that_cannot_be_read_is_an_error_with_a_name(archive: Path, mon
 def test_a_checkpoint_that_is_replaced_meanwhile_is_read_whole(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training replaces latest.ckpt; the mapping and the checks must be of one file."""
+    """Training replaces latest.ckpt; the mapping and the checks must use the same file."""
     from diffusion_policy.tensor_file import torch_zip
 
     newer = tmp_path / "newer.pt"
@@ -336,7 +336,7 @@ def files(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
 
 
 def rotten_optimizer(path: Path) -> None:
-    """The last tensor of the file, which few readers use; a file with rot in it is not to be trusted."""
+    """The last tensor of the file, which few readers use; a damaged file must not be trusted."""
     storages = [name for name in records_of(path) if "/data/" in name]
     flip(path, place_of(path, max(storages, key=lambda name: int(name.rpartition("/")[2]))))
 
@@ -346,7 +346,7 @@ def rotten_average(path: Path) -> None:
 
 
 def rotten_pickle(path: Path) -> None:
-    """A character inside the config's text, which would change a setting in silence."""
+    """A character inside the config's text, which would silently change a setting."""
     with path.open("r+b") as file:
         content = file.read()
         file.seek(content.index(b"squaredcos_cap_v2"))
@@ -385,7 +385,7 @@ def test_every_reader_refuses_a_damaged_file(
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_reinforcement_learning_refuses_a_damaged_file(damage: Any, files: dict[int, Path], tmp_path: Path) -> None:
-    """Where it starts, and where it goes on."""
+    """Both at the start and when resuming."""
     path = tmp_path / "damaged.ckpt"
     path.write_bytes(files[8].read_bytes())
     damage(path)

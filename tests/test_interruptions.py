@@ -1,7 +1,7 @@
-"""Ctrl-C in every script while it works: one line says what was kept and which command goes on, the status is 130, and
+"""Ctrl-C in every script while it works: one line states what was kept and what continues, the status is 130, and
 nothing is half written.
 
-The scripts are those of the folder: a new one fails here until AT_WORK says how it is started and what it works at.
+The scripts are those of the folder: a new one fails here until AT_WORK defines how to start it and what it works on.
 """
 
 import functools
@@ -43,7 +43,7 @@ SCRIPTS = sorted([*(path for path in (REPOSITORY / "scripts").iterdir() if path.
 HOOK = REPOSITORY / "tests" / "interrupting"
 AFTER_UPDATES = "after 0 epochs, 2 updates, kept in "
 NOTHING = "nothing was written; start it again with: "
-# Unfinished work that the command of the line takes up: allowed where the line names it and goes on by --resume.
+# Unfinished work that the printed command continues: allowed if the line names it and uses --resume.
 TAKEN_UP = "out.zarr.partial"
 # The guard lets a policy with random weights through.
 LOOSE = ["guard.quaternion_tolerance=0.95", "guard.on_workspace=clip", "guard.max_step_m=9", "guard.max_step_rad=9"]
@@ -52,12 +52,12 @@ LOOSE += ["guard.max_chunk_m=9", "guard.max_chunk_rad=9", "max_age_s=30", "deadl
 
 @dataclass(frozen=True)
 class Case:
-    """How a script is started, and the function in whose call Ctrl-C comes.
+    """How a script is started, and the function during whose call Ctrl-C comes.
 
     Attributes:
         words: its arguments; {name} is an input of the fixture `bench`.
-        at: MODULE:FUNCTION[:N] below `diffusion_policy`, or "os:replace:N", where the N-th file takes its place.
-        says: how the line goes on behind "stopped by SIGINT: ".
+        at: MODULE:FUNCTION[:N] below `diffusion_policy`, or "os:replace:N", when the N-th file is put in place.
+        says: how the line continues after "stopped by SIGINT: ".
     """
 
     words: str
@@ -151,19 +151,20 @@ AT_WORK = {
     "verify_converted_data.py": Case("--zarr-path {dataset} --output-dir out", "diagnose.inspection:look_at_steps"),
 }
 
-# All but those with processes or threads of their own: they also run in this process.
+# All except those with their own processes or threads also run in this process.
 OWN = {
     "demo.py", "demo_vpt.py", "dagger.py", "pretrain_demo_policy.py", "pretrain_demo_vpt.py",
     "serve.py", "train.py", "check_parity.py", "run_robot.py",
 }  # fmt: skip
 HERE = [name for name in AT_WORK if name not in OWN and name.endswith(".py")]
-# This one starts a new interpreter; the others, and what they start, are copies of one that has everything loaded.
+# This one starts a new interpreter; the others, and what they start, are copies of a process that has everything
+# loaded.
 FRESH = {"adapt.py"}
-# Of those that also run in this process, these have one of their own by default: a new one, one with a pool, one with
+# Of those that also run in this process, these get their own by default: a new one, one with a pool, one with
 # a simulator. The rest is exhaustive.
 IN_A_PROCESS = {*FRESH, "convert_cogact_to_zarr.py", "evaluate_closed_loop.py"}
 
-# Further moments; "os:replace:N" is the one before the N-th file takes its place.
+# Further moments; "os:replace:N" is the moment before the N-th file is put in place.
 FURTHER = {
     "adapt.py": [
         Case("inspect {policy} --json out.json", "os:replace"),
@@ -270,12 +271,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def never_stopped() -> dict[tuple[str, ...], tuple[int, list[str]]]:
-    """Status and files of commands that nobody interrupted, by their words."""
+    """Status and files of uninterrupted commands, by their words."""
     return {}
 
 
 def write_arm_log(path: Path) -> Path:
-    """A log of a control loop that requested nothing."""
+    """The log of a control loop that requested nothing."""
     path.write_text('{"event": "start", "format": "arm log", "version": 1, "clock_start": 0.0}\n')
     return path
 
@@ -285,10 +286,10 @@ def left_in(folder: Path) -> list[str]:
 
 
 def assert_nothing_half_written(folder: Path, line: str) -> None:
-    """What is left lies where the line says, and is complete: nothing is hidden, or named as unfinished."""
+    """What is left is where the line says, and is complete: nothing is hidden or marked as unfinished."""
     said = [word for word in re.split(r"[ ,;]+", line.partition(" with: ")[0]) if word]
     for name in left_in(folder):
-        # a file may have one beside it that bears its name: new.ckpt.ledger.json
+        # a file may have a companion with its name: new.ckpt.ledger.json
         assert any(name == word or name.startswith((f"{word}/", f"{word}.")) for word in said), f"{name}: {line}"
         if name.startswith(f"{TAKEN_UP}/"):
             assert f" kept in {TAKEN_UP}; go on with: " in line, line
@@ -313,7 +314,7 @@ def write_vpt(path: Path) -> Path:
 
 
 def every_script() -> list[Any]:
-    """Those that `test_the_printed_command_does_the_rest` interrupts here at the same moment are exhaustive."""
+    """Cases that `test_the_printed_command_does_the_rest` interrupts at the same moment are exhaustive."""
     rest = set(HERE) - IN_A_PROCESS
     return [pytest.param(path, marks=[pytest.mark.exhaustive] * (path.name in rest)) for path in SCRIPTS]
 
@@ -325,7 +326,7 @@ def test_every_script_has_its_case() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("script", every_script(), ids=lambda path: path.name)
 def test_ctrl_c_at_work(script: Path, bench: dict[str, Any], tmp_path: Path) -> None:
-    """In a process of its own, in a session of its own, as in a terminal."""
+    """In its own process and session, as in a terminal."""
     case = AT_WORK[script.name]
     python = sys.executable if script.name in FRESH else warm_process.python()
     words = ["bash" if script.suffix == ".sh" else python, str(script), *arguments_of(case, bench)]
@@ -393,7 +394,7 @@ def test_the_printed_command_does_the_rest(
 
 
 def run(words: list[str]) -> int:
-    """A command in this process, with its own arguments and its own listening to signals; returns its status."""
+    """A command in this process, with its own arguments and signal handlers; returns its status."""
     listened = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", words[1:])
@@ -408,7 +409,7 @@ def run(words: list[str]) -> int:
 
 
 def interrupt_at(at: str, folder: Path, patched: pytest.MonkeyPatch) -> None:
-    """SIGINT to this process at the N-th call; of functions of `os` those count that are about a file in the folder."""
+    """SIGINT to this process at the N-th call; for functions of `os`, calls that concern a file in the folder count."""
     module, function, number = [*at.split(":"), "1"][:3]
     *holders, name = function.split(".")
     holder = importlib.import_module(module if module == "os" else f"diffusion_policy.{module}")
@@ -425,5 +426,5 @@ def interrupt_at(at: str, folder: Path, patched: pytest.MonkeyPatch) -> None:
 
 
 def names_of(folder: Path) -> list[str]:
-    """Of all files; the time that an inference log bears is left out."""
+    """Returns hashes of all files, without the time in an inference log."""
     return [re.sub(r"\d{8}_\d{6}", "TIME", name) for name in left_in(folder)]

@@ -31,7 +31,7 @@ FRAME = base64.b64encode(jpeg(0)).decode()
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five steps; the policy wants a jump that the guard shortens at the third."""
+    """Five steps; at the third, the policy wants a jump that the guard shortens."""
     folder = tmp_path_factory.mktemp("runs")
 
     def mischief(observation: object) -> np.ndarray | None:
@@ -187,7 +187,7 @@ def test_logs_that_training_cannot_use_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_logs_in_another_scale_become_episodes_of_ours_once_it_is_declared(tmp_path: Path, name: str) -> None:
-    """As the predecessor logged, without a label."""
+    """As logged by the predecessor, without a label."""
     command = written(name)
     log = write_log(tmp_path / "log.json", command, 3, measured=[command[0], *command[:-1]])
     content = json.loads(log.read_text())

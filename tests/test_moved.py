@@ -1,4 +1,4 @@
-"""Former names of modules, classes and functions give the present ones, with a warning."""
+"""Former names of modules, classes and functions resolve to the present ones, with a warning."""
 
 from __future__ import annotations
 

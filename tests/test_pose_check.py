@@ -1,4 +1,4 @@
-"""diffusion_policy.pose_check: every kind of numbers that are called a pose and are none, alone and on disk."""
+"""diffusion_policy.pose_check: every kind of numbers that claim to be a pose but are not, in memory and on disk."""
 
 import re
 from collections.abc import Callable
@@ -145,7 +145,7 @@ def test_where_the_tool_points() -> None:
 
 
 def dataset(path: Path, change: Change | None = None, arrays: tuple[str, ...] = ("action",)) -> Path:
-    """A dataset of the turning arm with these arrays changed; an existing one gets its numbers anew."""
+    """A dataset of the turning arm with these arrays changed; an existing one gets new numbers."""
     if not path.exists():
         tiny_run.write_dataset(path, (30, 30))
     buffer = ReplayBuffer.open(path, mode="r+")
@@ -175,7 +175,7 @@ def shape_meta(width: int = 8) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where one dataset lies whose numbers are rewritten for each kind."""
+    """The path of a dataset whose numbers are rewritten for each kind."""
     return tmp_path_factory.mktemp("sets")
 
 
@@ -242,7 +242,7 @@ def test_trial_of_dataset_values(trial: Callable[..., Path], name: str) -> None:
 def test_trial_of_millimeters_and_scalar_first(trial: Callable[..., Path]) -> None:
     with pytest.raises(TrajectoryError, match="no meters of an arm"):
         open_trajectory(trial("11") / "episode_0000")
-    open_trajectory(trial("10") / "episode_0000")  # it cannot be told; the checks say which way the tool points
+    open_trajectory(trial("10") / "episode_0000")  # it cannot be detected; the checks report where the tool points
 
 
 def test_trial_of_other_keys_and_widths(trial: Callable[..., Path]) -> None:

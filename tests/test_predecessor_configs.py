@@ -160,7 +160,7 @@ def test_a_folder_without_that_config_only_adds_to_ours(folder: Path, tmp_path: 
 def test_poses_and_videos_without_a_cache_are_refused_with_what_to_do(
     folder: Path, cached: Path, tmp_path: Path, delta: bool
 ) -> None:
-    """Converted, they are poses with quaternions and grippers, which a server executes."""
+    """After conversion they are poses with quaternions and grippers, which a server can execute."""
     tmp_path = tmp_path if delta else cached
     words = (f"task.dataset_path={tmp_path}", f"task.dataset.delta_action={delta}")
     cfg = compose_arguments(words_of(folder, OLDER_LAYOUT, *SMALL, *words))

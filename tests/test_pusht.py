@@ -1,4 +1,4 @@
-"""The public PushT set, from its archive to a policy, by the commands of docs/data.md as they stand."""
+"""The public PushT set, from its archive to a policy, by the commands in docs/data.md as written."""
 
 import json
 import runpy
@@ -15,7 +15,7 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.evaluate.recorded_inference import open_recorded
 from diffusion_policy.training_config import compose_arguments
 
-# Sizes, and a machine without GPU; the frames, their crop and the task are those of the page.
+# Sizes, and a machine without GPU; frames, crop and task are those of the page.
 SMALL = (
     *(word for word in tiny_run.OVERRIDES if not word.startswith(("task.", "policy.crop_shape"))),
     "training.num_epochs=1",

@@ -1,6 +1,6 @@
-"""Every command of the README runs, as it is written, in a folder that has the repository's scripts and small data.
+"""Every command of the README runs, as written, in a folder that has the repository's scripts and small data.
 
-The shell that they are pasted into is one in which no environment is active: README's own line activates it.
+They are pasted into a shell without an active environment; README's own line activates it.
 """
 
 import os
@@ -56,7 +56,7 @@ ON_A_SMALL_MACHINE = [
 ]
 # So little training leaves quaternions of any length, which the guard refuses as it should.
 GUARD = ("guard.quaternion_tolerance=0.95",)
-# A policy that has seen six batches has learned nothing, and the commands that judge it may say so by status 1.
+# A policy that has seen six batches has learned nothing, so the commands that judge it may exit with status 1.
 ACTIVATE = "source .venv/bin/activate"
 NOT_LEARNED = re.compile(r"validate_gripper\.py|LOGS=1|evaluate_open_loop\.py|doctor\.py|report\.py")
 
@@ -70,7 +70,7 @@ def readme_commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `make demo` leaves a clone, with six short recordings, a small 7-D checkpoint and older configs."""
+    """A clone as left by `make demo`, with six short recordings, a small 7-D checkpoint and older configs."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("scripts", "config", "train.py", "diffusion_policy", "benchmarks"):
         (folder / name).symlink_to(REPOSITORY / name)
@@ -86,7 +86,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def link_environment(target: Path) -> None:
-    """The environment of the tests under another path, as `make setup` would have made it there.
+    """The tests' environment under another path, as if made there by `make setup`.
 
     Its `python` runs commands in copies of a process that has everything loaded; the one that serves is a new one.
     """
@@ -130,7 +130,7 @@ def write_pose_checkpoint(path: Path) -> None:
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     for written, small in ON_A_SMALL_MACHINE:
         command = written.sub(small, command)
-    # The launchers go to the folder that their own path lies in, which is the workplace's, and find .venv there.
+    # The launchers change to the folder that contains them, and find .venv there.
     pasted = command if ".sh " in command else f"{ACTIVATE}\n{command}"
     shell = ["bash", "-c", pasted]
     return subprocess.run(
@@ -165,7 +165,7 @@ def serve(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    """Until the port answers; a server that ended is no reason to wait on."""
+    """Waits until the port answers, unless the server has ended."""
     for _ in range(600):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -176,7 +176,7 @@ def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
 
 
 def drive(port: int, episode: Path) -> None:
-    """Run the README's Python lines; the arm shows what it recorded and keeps what it is told."""
+    """Runs the README's Python lines; the arm shows its recording and keeps its commands."""
     (lines,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
     arm = RecordedArm(episode)
     exec(lines.replace('LineClient("127.0.0.1")', f'LineClient("127.0.0.1", {port})'), {"arm": arm})  # noqa: S102
@@ -186,7 +186,7 @@ def drive(port: int, episode: Path) -> None:
 
 
 class RecordedArm:
-    """An arm that looks back at two recorded steps at a time, as if they were now."""
+    """An arm that shows two recorded steps at a time as if they were current."""
 
     def __init__(self, episode: Path) -> None:
         self.data = pickle.loads((episode / "data.pkl").read_bytes())

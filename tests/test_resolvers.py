@@ -1,4 +1,4 @@
-"""`resolvers`: `eval` in a config is arithmetic, and a config from a file may ask for nothing else."""
+"""`resolvers`: `eval` in a config is arithmetic, and a config file may contain nothing else."""
 
 import pytest
 from omegaconf import OmegaConf

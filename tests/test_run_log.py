@@ -1,4 +1,4 @@
-"""The log of a run: three generations read, the third written, anything else refused by file and place."""
+"""The log of a run: three generations are read, the third is written, all else is refused by file and place."""
 
 import json
 from dataclasses import replace

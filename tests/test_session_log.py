@@ -1,4 +1,4 @@
-"""diffusion_policy.run_log.session_log: written as it happens, and never in the arm's way."""
+"""diffusion_policy.run_log.session_log: written as it happens, without delaying the arm."""
 
 import os
 import signal

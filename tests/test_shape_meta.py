@@ -1,4 +1,4 @@
-"""Which shape_meta of a config counts, over every combination of the keys under which it may be."""
+"""Which shape_meta of a config counts, for every combination of the keys that may hold it."""
 
 import itertools
 from typing import Any

@@ -1,4 +1,4 @@
-"""diffusion_policy.spec: what a step is, who may read shape_meta, and the one way in for observations."""
+"""diffusion_policy.spec: what a step is, who may read shape_meta, and the single path for observations."""
 
 import copy
 import math

@@ -15,7 +15,7 @@ KINDS = [None, "rotation_6d_rows", "rotation_6d_columns", "rotation_vector", "qu
 
 
 def spec(kind: str, rotation: Representation | None, relative: bool) -> StepSpec:
-    """Of a policy whose names are in that representation; None: as recorded."""
+    """Returns the shape_meta of a policy with that representation; None for the recorded one."""
     return read_shape_meta(layout_factory.trained_meta(kind, rotation, relative=relative))
 
 

@@ -1,4 +1,4 @@
-"""Files and folders come to be whole or not at all, under one name while they are unfinished."""
+"""Files and folders appear complete or not at all, and have one name while unfinished."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tensor_file`: every format opens by its header, names and identities are right, tensors come when asked for."""
+"""`tensor_file`: every format opens by its header, names and identities are right, tensors are read on demand."""
 
 import hashlib
 import json
@@ -202,7 +202,7 @@ def test_a_type_that_torch_has_no_use_for_here(tmp_path):
 
 @pytest.fixture
 def real_groot(shared_data, tmp_path):
-    """The real 7.6 GB checkpoint: its headers, and holes where the numbers would be."""
+    """The real 7.6 GB checkpoint: its headers, with holes instead of the numbers."""
     headers = shared_data / "groot/golden_small/real_headers"
     for number, size in ((1, 4_999_367_032), (2, 2_586_705_312)):
         name = f"model-0000{number}-of-00002.safetensors"

@@ -1,4 +1,4 @@
-"""What is printed: folded where it is prose, whole where it is copied."""
+"""What is printed: prose is folded, and what is copied stays whole."""
 
 from __future__ import annotations
 

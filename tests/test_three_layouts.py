@@ -1,4 +1,4 @@
-"""Three layouts of actions go the same way: a dataset, two updates, open-loop errors, a log, a verdict."""
+"""Three layouts of actions take the same path: a dataset, two updates, open-loop errors, a log, a verdict."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ NO_POSE = "no pose in this layout (7 joints, gripper); joint errors in rad"
 
 
 class Way:
-    """What comes of one layout: a run, its metrics, open-loop errors and a log."""
+    """The results of one layout: a run, its metrics, open-loop errors and a log."""
 
     def __init__(self, name: str, folder: Path) -> None:
         keys, stored = layout_factory.low_dim_keys(name), {"gripper": 100.0} if name == "joints" else {}

@@ -1,4 +1,4 @@
-"""The command for training, as it is typed."""
+"""The command for training, as typed by users."""
 
 import runpy
 import signal

@@ -1,4 +1,4 @@
-"""train.py ended from outside: all its processes are signalled, as batch systems, `timeout` and terminals do."""
+"""train.py ended from outside: all its processes are signaled, as by batch systems, `timeout` and terminals."""
 
 import os
 import pty
@@ -80,7 +80,7 @@ def test_sigterm_to_all_processes_saves_and_says_how_to_go_on(dataset, tmp_path)
 
 @pytest.mark.slow
 def test_sigterm_to_torchrun_and_all_below_it_saves(dataset, tmp_path):
-    # torchrun itself is a new interpreter; those that it starts are copies of one that has everything loaded
+    # torchrun itself is a new interpreter; its children are copies of a process that has everything loaded
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": warm_process.python()}
     running = subprocess.Popen(
         [*command(dataset, *TORCHRUN), *WITHOUT_WORKERS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -1,4 +1,4 @@
-"""Two cameras, from recording to report: the commands of docs/on_the_arm.md, as they are written."""
+"""Two cameras, from recording to report, by the commands in docs/on_the_arm.md as written."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from diffusion_policy.serve.client import LineClient, ServerError, read_arm_log
 
 CAMERAS = ("front", "wrist")
 N_STEPS = 30
-# What turns an hour into seconds. So little training leaves quaternions of any length, and steps of any size.
+# Settings that turn an hour into seconds. So little training leaves quaternions of any norm, and steps of any size.
 TRAINING = (
     "training.device=cpu training.num_epochs=1 training.max_train_steps=2 training.max_val_steps=1 sampler.steps=1 "
     "training.precision=float32 dataloader.batch_size=4 val_dataloader.batch_size=4 dataloader.num_workers=0 "
@@ -31,7 +31,7 @@ SERVING = (
     "guard.quaternion_tolerance=0.99 guard.max_step_m=9 guard.max_step_rad=9 guard.max_chunk_m=9 guard.max_chunk_rad=9 "
     "guard.workspace_low=[-9,-9,-9] guard.workspace_high=[9,9,9] engine.steps=2 deadline_s=60 max_age_s=60"
 )
-# On a busy machine. The reasons for which the arm holds have tests of their own.
+# On a busy machine. The reasons why the arm holds have their own tests.
 PATIENT = "--answer-timeout 60 --max-action-age 60 --camera-max-age 60 --state-max-age 60 --longest-gap 60"
 ADDED = {"train.py": TRAINING, "run_robot.py": PATIENT}
 
@@ -58,7 +58,7 @@ def workplace(tmp_path: Path, repository: Path) -> Path:
 
 
 def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """One command; patterns are expanded as a shell does."""
+    """One command; patterns are expanded as by a shell."""
     given = [*words[1:], *shlex.split(ADDED.get(Path(words[1]).name, ""))]
     expanded: list[str] = []
     for word in given:

@@ -55,7 +55,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pose_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A 7-D policy, its model and its average different."""
+    """A 7-D policy whose model and average differ."""
     cfg = settings("task=cogact_robot_7d", "task.dataset_path=none")
     OmegaConf.resolve(cfg)
     path = tmp_path_factory.mktemp("unet") / "pose.ckpt"
@@ -74,7 +74,7 @@ def grown(pose_checkpoint: Path, repository: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finetuned(grown: Path, dataset: Path) -> Path:
-    """The run folder of a fine-tune that was ended after one epoch, and resumed."""
+    """The run folder of a fine-tune that was stopped after one epoch, and resumed."""
     folder = grown.with_name("run")
     words = (f"task.dataset_path={dataset}", f"pretrained.path={grown}", "experiment=finetune_8d", "loss=plain")
     for epochs in (1, 2):
@@ -104,7 +104,7 @@ def test_growing_is_proven_and_its_ledger_adds_up(grown: Path, pose_checkpoint: 
 
 
 def test_the_proof_sees_a_gripper_that_moves_the_pose(pose_checkpoint: Path, tmp_path: Path) -> None:
-    """The same growth with a column that is not zero: the proof is not blind to it."""
+    """The same growth with a nonzero column, which the proof must notice."""
     rules = yaml.safe_load((CONFIG / "adapt" / "pose_to_gripper.yaml").read_text())
     rules["rules"][0]["init"] = {"normal": 0.1}
     source = read_checkpoint(pose_checkpoint)

@@ -1,4 +1,4 @@
-"""Copies of a process that has everything loaded end, print and listen as new interpreters would."""
+"""Copies of a process that has everything loaded end, print and handle signals like new interpreters."""
 
 import signal
 import subprocess

@@ -1,7 +1,7 @@
 """A dataset of a few small episodes and the settings of a run that takes seconds on one core.
 
-The image encoder has a sixteenth of ResNet-18's parameters: at its own size most of a test's time is spent in writing,
-reading and comparing them. Tests of the reference's policies and the whole way on real recordings have the full one.
+The image encoder has a sixteenth of ResNet-18's parameters: at full size most of a test's time would be spent writing,
+reading and comparing them. Tests of the reference's policies and of the whole path on real recordings use the full one.
 """
 
 import copy

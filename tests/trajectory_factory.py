@@ -74,16 +74,16 @@ def write_trajectory(
     """Write ``directory/episode_NNNN`` and return it.
 
     Args:
-        directory: made if absent.
+        directory: folder, created if missing.
         episode_id: number of the episode, and the seed of its content unless ``seed`` is given.
-        n_steps: steps, and images unless ``n_images`` is given.
+        n_steps: number of steps, and of images unless ``n_images`` is given.
         size: (width, height) of the JPEGs.
         arrays: replaces entries of data.pkl; None leaves the entry out.
         n_images: number of JPEGs.
         images_folder: "images" or "Images".
         cameras: names of camera folders below the images folder; none means one camera without a folder.
         meta: replaces entries of meta.json.
-        seed: of the content.
+        seed: seed of the content.
     """
     seed = episode_id if seed is None else seed
     folder = Path(directory) / f"episode_{episode_id:04d}"

@@ -1,4 +1,4 @@
-"""Tiny policies of VPT, and what they see and do."""
+"""Tiny VPT policies, with their observations and actions."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ OVERRIDES = (
 
 @made_once
 def write_dataset(path: Path, lengths: tuple[int, ...] = (9, 6, 11, 7, 5)) -> Path:
-    """Episodes of these lengths: a frame says with its brightness whether attack is pressed, and how far to turn."""
+    """Episodes of these lengths: a frame's brightness encodes whether attack is pressed, and how far to turn."""
     layouts = {"pov": image_layout(SIDE, SIDE), "action": low_dim_layout(VPT_ACTION)}
     buffer = ReplayBuffer.create(path, layouts)
     for seed, length in enumerate(lengths):

@@ -1,10 +1,10 @@
-"""Scripts in processes of their own in which torch and the package are loaded already: half of a command's time.
+"""Runs scripts in their own processes with torch and the package already loaded, which is half of a command's time.
 
-One process loads them and waits; each command is a copy of it that runs the script as `python SCRIPT ...` would, to its
-end, but for the dismantling of its modules. It holds no threads when it is copied. `python()` is a program that stands
-for the interpreter: on command lines, in launchers, and for the commands that a command starts. What is under test at
-the start of a process (what is loaded, how long it takes, signals that come meanwhile) or by its id (its group,
-SIGKILL) needs a new interpreter.
+One process loads them and waits; each command is a copy of it that runs the script like `python SCRIPT ...`, to its
+end except for the teardown of modules. It has no threads when it is copied. `python()` is a program that stands in
+for the interpreter: on command lines, in launchers, and for the commands that a command starts. Tests of
+a process's start (what is loaded, how long it takes, signals meanwhile) or of its id (its group,
+SIGKILL) need a new interpreter.
 """
 
 import atexit
@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-statuses: list[int] = []  # with which a copy of this process ends, once it is known
+statuses: list[int] = []  # exit status of a copy of this process, once known
 LOADED = (  # what most commands load
     "diffusion_policy.adapt.files",
     "diffusion_policy.closed_loop.evaluation",
@@ -44,7 +44,7 @@ LOADED = (  # what most commands load
 def run(
     words: Sequence[object], cwd: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """A Python script and its arguments, in a folder, in a session of its own; status and what it printed."""
+    """Runs a Python script with arguments in a folder, in its own session; returns status and output."""
     return subprocess.run(
         [python(), *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600,
         start_new_session=True, stdin=subprocess.DEVNULL, check=False,
@@ -53,7 +53,7 @@ def run(
 
 @cache
 def python() -> str:
-    """Path of the program that stands for the interpreter, named as it is."""
+    """Returns the path of the program that stands in for the interpreter, with its name."""
     folder = Path(tempfile.mkdtemp(prefix="warm_"))
     address, program = folder / "socket", folder / "python"
     client = [sys.executable, "-IS", Path(__file__).with_name("warm_python.py"), address, sys.executable]
@@ -70,7 +70,7 @@ def python() -> str:
 
 
 def requested(address: str) -> dict[str, Any]:
-    """Answers each request by a copy of this process; returns in each copy what it is to run.
+    """Answers each request with a copy of this process; returns in each copy what to run.
 
     This process ends with the one that started it, whose end closes stdin.
     """
@@ -91,7 +91,7 @@ def requested(address: str) -> dict[str, Any]:
 
 
 def accompanied(connection: socket.socket) -> dict[str, Any]:
-    """Copies this process once more, and tells the one that asked its id and its status; returns in the copy."""
+    """Copies this process once more, and sends the requester its id and status; returns in the copy."""
     _, streams, _, _ = socket.recv_fds(connection, 1, 3)
     with connection.makefile("rw", encoding="utf-8") as asked:
         request: dict[str, Any] = json.loads(asked.readline())
@@ -123,10 +123,10 @@ def become(
     others: Sequence[int],
     terminal: bool,
 ) -> None:
-    """Takes the place of a new interpreter that was started so.
+    """Acts as a new interpreter started with these arguments.
 
-    INTERRUPTED tells tests/interrupting to whom a terminal would send Ctrl-C: to `others`, and to this process, at
-    once, if that is in the foreground (`terminal`).
+    INTERRUPTED tells tests/interrupting which processes a terminal would send Ctrl-C to: to `others`, and to this
+    process, at once, if that is in the foreground (`terminal`).
     """
     os.setsid()
     os.chdir(cwd)
@@ -161,7 +161,7 @@ def become(
 
 
 def start_warm(program: str) -> None:
-    """Commands that this process starts by the interpreter's path are started by that program."""
+    """Makes that program start the commands that this process starts by the interpreter's path."""
     original = subprocess.Popen.__init__
 
     def start(self: Any, words: Any, *arguments: Any, **options: Any) -> None:
@@ -184,12 +184,12 @@ def look_at_configs() -> None:
 
 
 def leave_to_the_kernel(descriptor: int) -> None:
-    """In place of `os.fsync`: no test cuts the power, and flushing is most of the time that writing takes."""
+    """Replaces `os.fsync`, since no test cuts the power and flushing is most of the time of writing."""
 
 
-@atexit.register  # before all others, so after them
+@atexit.register  # registered before all others, so run after them
 def end() -> None:
-    """Dismantling thousands of modules takes a quarter of a second."""
+    """Skips the teardown of thousands of modules, which takes a quarter of a second."""
     if statuses:
         sys.stdout.flush()
         sys.stderr.flush()

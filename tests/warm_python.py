@@ -1,8 +1,8 @@
-"""Takes the place of the interpreter on a command line: `warm_python.py SOCKET PYTHON WORDS...` does `PYTHON WORDS...`.
+"""Replaces the interpreter on a command line: `warm_python.py SOCKET PYTHON WORDS...` does `PYTHON WORDS...`.
 
-What a test starts is this process; the command runs in a copy of the one that has everything loaded (warm_process.py),
+A test starts this process; the command runs in a copy of a process that has everything loaded (warm_process.py),
 with this one's folder, environment, and standard streams. Signals are passed on to it, and it ends with this process.
-Options of the interpreter itself need the real one. Only modules that load in no time are imported here.
+Options of the interpreter itself need the real one. Only modules that load quickly are imported here.
 """
 
 import contextlib

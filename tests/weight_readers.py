@@ -1,6 +1,6 @@
-"""Every way in for weights: what opens a file of them, from the library's functions to whole training runs.
+"""Every reader of weights: what opens a weights file, from library functions to whole training runs.
 
-`READERS` names the modules that each covers; `test_integrity` holds that no module which opens weights is missing.
+`READERS` names the modules that each covers; `test_integrity` checks that no module that opens weights is missing.
 """
 
 import logging
@@ -46,7 +46,7 @@ TASKS = {7: "cogact_robot_7d", 8: "cogact_robot_8d"}
 
 @dataclass(frozen=True)
 class World:
-    """What readers need beside the file: a dataset, a folder to write into, and the encoder's channels."""
+    """What readers need in addition to the file: a dataset, a folder to write into, and the encoder's channels."""
 
     dataset: Path
     folder: Path
@@ -67,7 +67,7 @@ class World:
 
 @dataclass(frozen=True)
 class Reader:
-    """One way in."""
+    """One reader."""
 
     name: str
     modules: tuple[str, ...]
@@ -87,7 +87,7 @@ class Said(logging.Handler):
 
 
 def former_checkpoint(world: World, path: Path) -> Any:
-    """What a run looks up of its own earlier checkpoints; one that cannot be read is told and passed over."""
+    """What a run looks up in its own earlier checkpoints; an unreadable one is reported and skipped."""
     said = Said()
     checkpointing.logger.addHandler(said)
     try:
@@ -100,7 +100,7 @@ def former_checkpoint(world: World, path: Path) -> Any:
 
 
 def acting_policy(world: World, path: Path) -> Any:
-    """What answers in closed loop; no scene is run."""
+    """Opens what answers in closed loop; no scene is run."""
     with evaluation._open_actor(path, evaluation.Evaluation(Simulator.load(TABLETOP), threads=1)) as (actor, _):
         return actor
 
@@ -179,6 +179,6 @@ def policy_states(cfg: DictConfig, seed: int = 0) -> dict[str, Any]:
 
 
 def write(path: Path, cfg: DictConfig, states: dict[str, Any]) -> Path:
-    """A checkpoint as training leaves it."""
+    """A checkpoint as left by training."""
     write_checkpoint(path, cfg=cfg, state_dicts=states, pickles={"_output_dir": None, "global_step": 3, "epoch": 0})
     return path

@@ -1,4 +1,4 @@
-"""Zarr datasets as others publish them, small: public diffusion_policy sets, UMI, the older collector of this robot."""
+"""Small zarr datasets as published by others: public diffusion_policy sets, UMI, the older collector of this robot."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -32,7 +32,7 @@ def paths(lengths: tuple[int, ...] = LENGTHS) -> tuple[np.ndarray, np.ndarray, n
 
 
 def pictures(n: int, size: tuple[int, int] = (24, 20)) -> np.ndarray:
-    """(n, H, W, 3) uint8, smooth, so that lossy codecs keep them; each other than the rest."""
+    """(n, H, W, 3) uint8, smooth, so that lossy codecs keep them; all different."""
     x, y = np.meshgrid(np.linspace(0, 200, size[0]), np.linspace(0, 200, size[1]))
     return np.stack([np.stack([x, y, np.full_like(x, 5 * i % 250)], axis=-1) for i in range(n)]).astype(np.uint8)
 
@@ -71,7 +71,7 @@ def umi_arrays(lengths: tuple[int, ...] = LENGTHS) -> dict[str, np.ndarray]:
 
 
 def write_umi(path: Path, lengths: tuple[int, ...] = LENGTHS, folder: Path | None = None) -> Path:
-    """A .zarr.zip with JPEG XL frames, one a chunk; level 99 as UMI writes it."""
+    """A .zarr.zip with JPEG XL frames, one per chunk; level 99 as written by UMI."""
     arrays = umi_arrays(lengths)
     jpegxl = {"chunks": (1, *arrays["camera0_rgb"].shape[1:]), **zarr_arguments(image_codec("jpegxl", 99), 2)}
     unpacked = write(folder or path.with_suffix(".folder"), arrays, lengths, {"camera0_rgb": jpegxl})
@@ -91,12 +91,12 @@ def pusht_arrays(lengths: tuple[int, ...] = LENGTHS) -> dict[str, np.ndarray]:
 
 
 def write_pusht(path: Path, lengths: tuple[int, ...] = LENGTHS) -> Path:
-    """A folder whose chunks cross the ends of episodes."""
+    """A folder whose chunks span the ends of episodes."""
     return write(path, pusht_arrays(lengths), lengths)
 
 
 def write_collected(folder: Path, lengths: tuple[int, ...] = LENGTHS, fps: int = 30, frames_a_step: int = 1) -> Path:
-    """replay_buffer.zarr with rotation vectors and widths, and videos/<episode>/0.mp4 beside it."""
+    """replay_buffer.zarr with rotation vectors and widths, and videos/<episode>/0.mp4 next to it."""
     import av
 
     position, turn, width = paths(lengths)
@@ -121,5 +121,5 @@ def write_collected(folder: Path, lengths: tuple[int, ...] = LENGTHS, fps: int =
 
 
 def quaternions(turn: np.ndarray) -> np.ndarray:
-    """Rotation vectors -> quaternions xyzw."""
+    """Converts rotation vectors to quaternions xyzw."""
     return np.asarray(Rotation.from_rotvec(turn).as_quat())

@@ -1,4 +1,4 @@
-"""Why names do not match: the causes seen in practice, each recognized, each with its fix. First the two accidents."""
+"""Why names do not match: each cause seen in practice is recognized, with its fix; the two reported accidents first."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def policy() -> State:
 def test_accident_the_file_was_loaded_one_level_too_high(policy: State) -> None:
     whole = {f"{part}.{key}": tensor for part in ("model", "ema_model") for key, tensor in policy.items()}
     error = refusal({**whole, "optimizer.state.0.step": torch.zeros(1)}, policy)
-    # One name is found, and is another tensor: the dummy of the policy's own part `model`.
+    # One name is found but is another tensor: the dummy of the policy's own submodule `model`.
     assert len(error.problems.missing) == len(policy) - 1
     assert "rename" not in str(error)
     assert "Wrong nesting: the source's top level is 'model', 'ema_model', 'optimizer'" in str(error)
@@ -50,7 +50,7 @@ def test_accident_three_names_for_a_whole_model(policy: State) -> None:
 
 def test_accident_vpt_without_net(shared_data: Path) -> None:
     manifest = target_from_manifest(shared_data / "vpt" / "manifest_2x.json")
-    # The file as published holds five more names, a second value head; its `net.` was taken off by replace().
+    # The published file holds five more names, a second value head; its `net.` was stripped with replace().
     published = dict(manifest.state)
     published |= {key.replace("value_head", "aux_value_head"): t for key, t in published.items() if "value_head" in key}
     stripped = {key.replace("net.", ""): tensor for key, tensor in published.items()}

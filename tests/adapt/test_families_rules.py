@@ -1,4 +1,4 @@
-"""The rules files of VPT and GR00T N1.5, carried out on their tiny models: what is dropped, grown, new, and frozen."""
+"""The rules files of VPT and GR00T N1.5, applied to their tiny models: what is dropped, grown, new and frozen."""
 
 import json
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ def tiny_config(shared_data: Path) -> dict:
 
 
 def built(shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-    """A freshly built target, marked by fives so that no number of it can pass for a source's or a zero."""
+    """A freshly built target filled with fives, so that no number passes for the source's or a zero."""
     return {name: torch.full(shape, 5.0) for name, shape in shapes.items()}
 
 
@@ -52,7 +52,7 @@ def head_of(config: dict) -> dict[str, Tensor]:
 
 
 class Named(nn.Module):
-    """Parameters under dotted names, for what asks a module for its parameters."""
+    """Parameters under dotted names, for code that asks a module for its parameters."""
 
     def __init__(self, state: Mapping[str, Tensor]):
         super().__init__()
@@ -124,7 +124,7 @@ def test_action_dimensions_grow_along_the_right_axes(
 def test_the_grown_encoder_and_decoder_compute_what_the_old_ones_did(
     rules_directory: Path, tiny_groot: dict[str, Tensor], tiny_config: dict
 ):
-    """First linear map of the action encoder and last one of the decoder, per embodiment: x W + b."""
+    """First linear map of the action encoder and last of the decoder, per embodiment: x W + b."""
     tiny_config["action_head_cfg"]["action_dim"] = 8
     target = head_of(tiny_config)
     rules = read_rules(rules_directory / "groot_n1_5_action_dim.yaml")

@@ -185,9 +185,8 @@ def test_the_page_is_one_file_that_fetches_nothing(pose_checkpoint: Checkpoint, 
     write_page(tmp_path / "deep" / "page.html", ledger, "old <&> new")
     html = (tmp_path / "deep" / "page.html").read_text()
     assert "old &lt;&amp;&gt; new" in html
-    shell = re.sub(
-        r"<script.*?</script>", "", html, flags=re.DOTALL
-    )  # Plotly's program names addresses; none is fetched
+    # Plotly's script contains addresses; none is fetched.
+    shell = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
     assert not any(word in shell for word in ("http:", "https:", "src=", "url("))
     assert "default-src 'none'" in html.replace("&#39;", "'")
     for name in ("obs_encoder.obs_nets.image.backbone", "model.input_emb.weight", "(sample): 7 kept, new gripper"):

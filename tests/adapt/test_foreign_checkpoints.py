@@ -1,4 +1,4 @@
-"""Checkpoints of other programs: named, planned, taken over into a policy that training starts from."""
+"""Checkpoints of other programs: named, planned, and transferred to a policy that training starts from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from diffusion_policy.checkpoint import read_checkpoint, write_checkpoint
 from diffusion_policy.tensor_file import open_tensor_file
 
 FROM = "{{rules: [{{encoder: '*', from: {0}}}, {{strip: '*'}}, {{drop: '*'}}, {{fresh: '*'}}]}}"
-# Of each way that weights are found; the others are planned only, which takes a tenth of the time.
+# One for each way in which weights are found; the others are only planned, in a tenth of the time.
 CARRIED_OUT = ("lerobot", "umi, timm resnet", "batch norm", "lightning, callback", "before 1.6")
 KNOWN_STATISTICS = "{rules: [{copy: normalizer.params_dict.action.*, from: statistics.action.*}]}"
 
@@ -33,7 +33,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy of poses and grippers that sees one image and the gripper, whose range is known."""
+    """A policy of poses and grippers that observes one image and the gripper, whose range is known."""
     obs = {"image": {"shape": [3, 48, 64], "type": "rgb"}, "robot_gripper_state": {"shape": [1], "type": "low_dim"}}
     path = tmp_path_factory.mktemp("configs") / "gripper.yaml"
     cfg = policy_cfg(["gripper"], obs)
@@ -45,7 +45,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def goals(target: Path) -> dict[tuple[str, ...], Target]:
-    """The target, by the changes of its config that a maker needs; its values are built once."""
+    """The target, with the config changes that a maker needs; its values are built once."""
     return {
         changes: open_target(target, changes=list(changes)) for changes in {maker.changes for maker in MAKERS.values()}
     }

@@ -1,4 +1,4 @@
-"""What no key or shape shows, shown by numbers: the self-attention of GR00T N1.5's tiny model."""
+"""What keys and shapes cannot show, tested with numbers: the self-attention of GR00T N1.5's tiny model."""
 
 import json
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ def test_the_forward_pass_is_the_published_one(weights: State, golden: State):
 
 
 def test_the_same_tensors_in_other_heads_compute_something_else(weights: State, golden: State):
-    """2 x 16 in place of 4 x 8: every key loads, and the output is the published other one."""
+    """2 x 16 instead of 4 x 8: every key loads, and the output differs as published."""
     split = forward(weights, golden["x"], heads=2)
     torch.testing.assert_close(split, golden["y_heads2x16"], atol=1e-5, rtol=1e-5)
     assert (split - golden["y_base"]).abs().max() > 0.2

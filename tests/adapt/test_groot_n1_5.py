@@ -43,7 +43,7 @@ def test_action_head_equals_the_published_manifest_in_order(groot: Path):
 
 
 def test_the_whole_model_equals_the_headers_of_a_real_checkpoint(groot: Path):
-    """7.6 GB of checkpoint by its two headers: 8 bytes of length, then JSON; their tensor data is not needed."""
+    """A 7.6 GB checkpoint, from its two headers (8 bytes of length, then JSON) without tensor data."""
     shapes: dict[str, list[int]] = {}
     for path in sorted((groot / "golden_small" / "real_headers").glob("*.header")):
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Every change of a config that the rules files of config/adapt are for: what grows, and whether the function stays."""
+"""Every config change that the rules files in config/adapt are for: what grows, and whether the function is kept."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_removed_and_reordered_action_dimensions(tmp_path: Path) -> None:
     assert torch.equal(new["model.head.weight"], old["model.head.weight"][order])
     assert "reordered" in next(iter(ledger.of("grown"))).slots[0].describe()
     assert ledger.parameters("model")["grown"] == 0
-    # A removed input changes what the others see, unless the policy ignored it: the proof measures it.
+    # A removed input changes what the others see unless the policy ignored it; the proof measures this.
     fewer = adapt(source, policy_cfg(action=7), tmp_path / "fewer.ckpt", "action_dims")
     assert "removed gripper" in next(iter(fewer.of("grown"))).slots[0].describe()
     assert "outputs change by" in fewer.notes[-1]
@@ -75,7 +75,7 @@ def test_action_dimension_without_known_range_needs_a_dataset(source: Checkpoint
 
 
 def test_new_low_dimensional_observation(source: Checkpoint, tmp_path: Path) -> None:
-    # Put between the others: features are found by name, not by position.
+    # Inserted between the others: features are found by name, not by position.
     obs = {"image": OBS["image"], "force": {"shape": [3], "type": "low_dim"}, **OBS}
     zarr = numbers(tmp_path / "d.zarr", action=POSE, force=("fx", "fy", "fz"))
     obs["force"]["names"] = ["fx", "fy", "fz"]

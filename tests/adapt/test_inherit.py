@@ -1,4 +1,4 @@
-"""Weights into a training run's models: both or none, and what has not learned yet stays known."""
+"""Loading weights into a training run's models: both or neither, keeping track of what is not yet trained."""
 
 from pathlib import Path
 

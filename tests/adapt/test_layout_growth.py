@@ -1,4 +1,4 @@
-"""A policy of one pose becomes one of another layout: two arms, of which one is known, and joints, of which none is."""
+"""A policy for one pose becomes one for another layout: two arms, one of them known, and joints, none known."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def adapted(source: Checkpoint, names: tuple[str, ...], folder: Path, rules: Rul
 
 
 def left_arm() -> Rules:
-    """The rules of new action dimensions, and what the known ones are called now."""
+    """The rules for new action dimensions, and the new names of the known ones."""
     both = {"source": LEFT, "target": list(TWO_ARMS)}
     renamed = parse_rules({"name": "left arm", "slots": {"sample": both, "action": both}, "rules": []}, "here")
     rules = read_rules("action_dims")
@@ -81,7 +81,7 @@ def test_joints_are_no_pose(source: Checkpoint, tmp_path: Path, names: tuple[str
 
 
 def test_six_numbers_of_a_rotation_are_new_ones(source: Checkpoint, tmp_path: Path) -> None:
-    """The position is kept by its names; a proof says what leaving the quaternion out changes."""
+    """The position is kept by its names; the proof shows what leaving out the quaternion changes."""
     ledger = adapted(source, (*POSE_6D, "gripper"), tmp_path, read_rules("action_dims"))
     (slot,) = next(entry for entry in ledger.of("grown") if entry.key == "model.head.weight").slots
     new = "r11, r12, r13, r21, r22, r23 and 1 more"

@@ -1,4 +1,4 @@
-"""New file and ledger are in place once everything has been checked; what ends the work before leaves neither."""
+"""The new file and its ledger appear once everything has been checked; an earlier end leaves neither."""
 
 import os
 from collections.abc import Callable
@@ -22,14 +22,14 @@ Work = Callable[..., object]
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A policy of a sixteenth of the usual encoder, live weights only."""
+    """A policy with a sixteenth of the usual encoder, live weights only."""
     cfg = policy_cfg(encoder_width=16, n_layer=1, crop_shape=[32, 32])
     return save_checkpoint(tmp_path_factory.mktemp("small") / "small.ckpt", cfg, parts=("model",))
 
 
 @pytest.fixture(params=["checkpoint", "weights"])
 def work(request: pytest.FixtureRequest, small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Work:
-    """Each kind of file: makes `out` of its source; takes what the commands take alike."""
+    """Each kind of file: makes `out` from its source, with the arguments common to the commands."""
     if request.param == "checkpoint":
         return lambda out, **options: grow_7d_to_8d(small.path, out, **options)
     folder = tmp_path_factory.mktemp("weights")
@@ -53,7 +53,7 @@ def after(function: Callable[..., Any]) -> Callable[..., Any]:
     return then_interrupted
 
 
-# Where the work may be interrupted before the new file is in its place.
+# Where the work may be interrupted before the new file is in place.
 MOMENTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "before writing": (saving.torch, "save", interrupted),
     "written, not checked": (saving, "read_torch_zip", after(saving.read_torch_zip)),

@@ -1,4 +1,4 @@
-"""The planner on small sets of tensors: every kind of rule, every refusal, and the sums."""
+"""The planner on small sets of tensors: every kind of rule, every refusal, and the totals."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Settings that leave every tensor as it is and change what it computes: each is compared, and an override mends it."""
+"""Settings that change what is computed but no tensor: each is compared, and an override fixes it."""
 
 import inspect
 from typing import Any
@@ -29,7 +29,7 @@ from diffusion_policy.policy.registry import policy_classes
 from diffusion_policy.spec import read_shape_meta
 from diffusion_policy.training_config import compose_training, keys_of
 
-# What a run may set that no weight knows of: sections and keys of the config, and why they may differ.
+# Sections and keys of the config that do not concern the weights, with the reasons why they may differ.
 FREE = {
     "_target_": "the training loop",
     "name": "a label", "task_name": "a label", "exp_name": "a label", "task.name": "a label",
@@ -48,12 +48,12 @@ FREE = {
     "task.shape_meta": "a section", "shape_meta": "a section", "task": "a section", "policy": "a section",
     "policy.shape_meta": "a section", "policy.noise_scheduler": "a section", "policy._target_": "the policy's class",
 }  # fmt: skip
-# Sections of FREE whose entries have to be said one by one.
+# Sections of FREE whose entries must be listed one by one.
 OPEN = {"task", "policy", "shape_meta", "task.shape_meta", "policy.shape_meta", "policy.noise_scheduler"}
 ROOTS = {"horizon", "n_obs_steps", "obs_as_cond", "obs_as_global_cond", "n_latency_steps", "task.image_shape"}
 
 SCHEDULE = "policy.noise_scheduler"
-# Another value of every setting that a run may not change in passing.
+# A different value for every setting that a run must not change silently.
 CHANGED: dict[str, Any] = {
     "n_latency_steps": 1, "horizon": 12, "n_obs_steps": 3, "obs_as_cond": False, "task.image_shape": [3, 360, 640],
     "policy.n_layer": 2, "policy.n_cond_layers": 2, "policy.n_emb": 64, "policy.encoder_width": 16, "policy.n_head": 8,
@@ -69,7 +69,7 @@ CHANGED: dict[str, Any] = {
     "task.shape_meta.obs.robot_gripper_state.names": ["width"],
     "task.shape_meta.obs.robot_eef_pose.shape": [6], "task.shape_meta.obs.robot_gripper_state.shape": [2],
 }  # fmt: skip
-# Settings that act only where another one is set.
+# Settings that only act if another one is set.
 WITH: dict[str, dict[str, Any]] = {
     f"{SCHEDULE}.beta_start": {f"{SCHEDULE}.beta_schedule": "linear"},
     f"{SCHEDULE}.beta_end": {f"{SCHEDULE}.beta_schedule": "linear"},
@@ -81,8 +81,8 @@ CONDITIONAL: dict[str, Any] = {
     f"{SCHEDULE}.beta_start": 0.001, f"{SCHEDULE}.beta_end": 0.03, f"{SCHEDULE}.dynamic_thresholding_ratio": 0.9,
     f"{SCHEDULE}.sample_max_value": 2.0, "policy.n_action_steps": 4,
 }  # fmt: skip
-LISTS = ("task.shape_meta.obs", "task.shape_meta.obs.image.type")  # no override writes these
-# Of the UNet alone.
+LISTS = ("task.shape_meta.obs", "task.shape_meta.obs.image.type")  # no override can express these
+# Only the UNet's.
 UNET: dict[str, Any] = {
     "horizon": 12, "policy.down_dims": [256, 512, 1024],
     "policy.kernel_size": 3, "policy.diffusion_step_embed_dim": 256,
@@ -103,7 +103,7 @@ def cfg(composed: DictConfig) -> DictConfig:
 
 
 def changed(cfg: DictConfig, values: dict[str, Any]) -> DictConfig:
-    """The same config with other values, absent keys added."""
+    """The same config with other values and missing keys added."""
     other = cfg.copy()
     with open_dict(other):
         for path, value in values.items():
@@ -115,7 +115,7 @@ def changed(cfg: DictConfig, values: dict[str, Any]) -> DictConfig:
 
 
 def all_settings() -> list[str]:
-    """Every key that a config of the project sets, and every argument of policy and schedulers that it does not."""
+    """Every key that a config of the project sets, and every argument of policy and schedulers that it does not set."""
     experiments = {path.stem for path in (CONFIG / "experiment").glob("*.yaml")} - {
         "vpt_grove",
         "vpt_grove_ppo",
@@ -130,14 +130,14 @@ def all_settings() -> list[str]:
 
 
 def is_said(key: str) -> bool:
-    """Whether a key, or a section that it lies in, is compared or free."""
+    """Whether a key, or a section that contains it, is compared or free."""
     sections = [key.rsplit(".", depth)[0] for depth in range(key.count(".") + 1)]
     free = any(section in FREE and (section == key or section not in OPEN) for section in sections)
     return key in ROOTS or free or any(effect_of(section) is not None for section in sections)
 
 
 def test_every_setting_of_a_config_is_compared_or_free_for_a_reason() -> None:
-    """A setting that is new in config/ or in the policy fails here until it says which it is."""
+    """A new setting in config/ or in the policy fails here until it is listed as one or the other."""
     keys = all_settings()
     observations = ("task.shape_meta.obs", "shape_meta.obs")  # policy.shape_meta refers to them
     assert [key for key in keys if not is_said(key) and not key.startswith(observations)] == []
@@ -200,7 +200,7 @@ def test_a_setting_of_size_is_seen_in_names_or_shapes(cfg: DictConfig, name: str
         ours, theirs = (build_policy(each).state_dict() for each in (cfg, changed(cfg, {root: CHANGED[root]})))
     shapes = [{key: tuple(tensor.shape) for key, tensor in state.items()} for state in (ours, theirs)]
     assert shapes[0] != shapes[1]
-    # Told from the tensors alone, where the file's config tells nothing of the policy.
+    # From the tensors alone, if the file's config does not describe the policy.
     (difference,) = differences(OmegaConf.create({}), shapes[1], cfg)
     assert (difference.name, difference.trained) == (root, CHANGED[root])
 
@@ -213,11 +213,11 @@ def test_a_setting_of_size_is_seen_in_names_or_shapes(cfg: DictConfig, name: str
     ("training.seed", 7),
 ])  # fmt: skip
 def test_what_may_differ_passes(cfg: DictConfig, name: str, value: Any) -> None:
-    """Beta's ends mean nothing to a cosine schedule, nor limits to a clipping that is off."""
+    """A cosine schedule ignores the beta range, and disabled clipping ignores its limits."""
     other = changed(cfg, {name: value})
     if name.endswith("_target_"):
         with open_dict(other):
-            del other.policy.noise_scheduler.variance_type  # which that class has not
+            del other.policy.noise_scheduler.variance_type  # which that class does not have
     check_settings(Checkpoint("old.ckpt", other, {"model": {}}, {}), cfg)  # type: ignore[arg-type]
 
 
@@ -271,7 +271,7 @@ def test_one_line_of_overrides_makes_a_config_that_fits(cfg: DictConfig) -> None
     (("n_action_steps=4", "policy.n_head=8"), "policy.n_head=8"),
 ])  # fmt: skip
 def test_free_settings_follow_where_they_have_to_fit(cfg: DictConfig, overrides: tuple[str, ...], line: str) -> None:
-    """Eight steps are not executed of a horizon of eight, of which two are observed."""
+    """Eight steps cannot be executed of a horizon of eight with two observed steps."""
     theirs = compose_training(overrides=overrides)
     checkpoint = Checkpoint("old.ckpt", theirs, {"model": {}}, {})  # type: ignore[arg-type]
     with pytest.raises(SettingsError) as caught:

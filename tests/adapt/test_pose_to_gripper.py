@@ -52,7 +52,7 @@ def test_seven_slots_are_kept_and_the_eighth_starts_silent(grown, pose_checkpoin
 
 
 def test_progress_is_told_of_every_stage(pose_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Two parts are filled and proven, the file is written and read back; none is counted that did not happen."""
+    """Two parts are filled and proven, the file is written and read back; no other step is counted."""
     told: list[tuple[int, int]] = []
     grow_7d_to_8d(
         pose_checkpoint.path, tmp_path / "new.ckpt", on_progress=lambda done, total: told.append((done, total))

@@ -1,7 +1,7 @@
 """GR00T's progressive layers: the self-attention of a trained action head grown from 4 to 8 blocks, old ones frozen.
 
-On features that are given: the head starts as the same function; the old tensors rest to the bit while only new blocks
-learn to read a changed backbone's features, and the loss falls; then all of them learn.
+On given features the head starts as the same function. The old tensors stay bit-equal while only new blocks learn to
+read a changed backbone's features, and the loss falls; then all of them learn.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VL = "vl_self_attention_cfg"
 
 
 def settings(layers: int) -> dict[str, Any]:
-    """A small head; its widths fit as those of the released one do."""
+    """A small head; its widths are consistent like those of the released one."""
     return {
         "action_dim": 5, "action_horizon": 4, "add_pos_embed": True, "backbone_embedding_dim": 32, "hidden_size": 20,
         "input_embedding_dim": 24, "max_num_embodiments": 3, "max_seq_len": 26, "max_state_dim": 6,
@@ -54,7 +54,7 @@ def config_of(layers: int) -> dict[str, Any]:
 
 
 def given(n: int, seed: int, *, changed: bool) -> tuple[Features, Tensor]:
-    """Features and the actions that they call for; of a changed backbone, which gives its features in another order."""
+    """Features and the actions they determine, from a changed backbone that permutes its features."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(n, 7, 32, generator=generator)
     state = torch.randn(n, 1, 6, generator=generator)
@@ -65,7 +65,7 @@ def given(n: int, seed: int, *, changed: bool) -> tuple[Features, Tensor]:
 
 
 def train(head: GrootHead, stages: list[dict[str, Any]], roles: Mapping[str, Any], steps: int, start: int) -> None:
-    """Updates on the changed features from number `start` on, under these stages."""
+    """Updates on the changed features from number `start` on, with these stages."""
     optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3, weight_decay=1e-4)
     learning = Stages(stages, head, roles, optimizer)
     generator = torch.Generator().manual_seed(start)
@@ -79,7 +79,7 @@ def train(head: GrootHead, stages: list[dict[str, Any]], roles: Mapping[str, Any
 
 
 def error(head: GrootHead, *, changed: bool) -> float:
-    """The loss on features that no update has used, with equal noise each time."""
+    """The loss on unused features, with the same noise each time."""
     with torch.no_grad():
         losses = [head.loss(*given(512, 2, changed=changed), torch.Generator().manual_seed(seed)) for seed in range(2)]
     return float(torch.stack(losses).mean())
@@ -87,7 +87,7 @@ def error(head: GrootHead, *, changed: bool) -> float:
 
 @pytest.fixture(scope="module")
 def pretrained() -> GrootHead:
-    """A head of four blocks that has learned its task in part."""
+    """A head of four blocks that has partly learned its task."""
     torch.manual_seed(0)
     head = GrootHead(settings(4))
     optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
@@ -101,7 +101,7 @@ def pretrained() -> GrootHead:
 
 @pytest.fixture(scope="module")
 def grown(pretrained: GrootHead, tmp_path_factory: pytest.TempPathFactory) -> tuple[GrootHead, Ledger]:
-    """The same head with eight blocks, made of files as a user would, and its ledger."""
+    """The same head with eight blocks, made from files as a user would, and its ledger."""
     folder = tmp_path_factory.mktemp("groot")
     save_file({HEAD + name: value for name, value in pretrained.state_dict().items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config_of(8)))
@@ -184,14 +184,14 @@ def test_old_blocks_rest_while_new_ones_learn_and_are_then_released(grown: tuple
     train(head, stages, roles, STEPS_OF_NEW_BLOCKS, 0)
     rested = error(head, changed=True)
     assert all(torch.equal(value, head.state_dict()[name]) for name, value in old.items())
-    assert known < rested < started - 0.7 * (started - known)  # the new blocks give most of it back
+    assert known < rested < started - 0.7 * (started - known)  # the new blocks regain most of it
     train(head, stages, roles, STEPS_OF_ALL, STEPS_OF_NEW_BLOCKS)
     assert not any(torch.equal(value, head.state_dict()[name]) for name, value in old.items() if value.ndim == 2)
     assert error(head, changed=True) < rested
 
 
 class _Under(torch.nn.Module):
-    """The head under the name that its files have."""
+    """The head under the name used in its files."""
 
     def __init__(self, head: GrootHead):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Reading rules: what is allowed, and one clear error for what is not."""
+"""Reading rules: what is allowed, and a clear error for anything else."""
 
 from pathlib import Path
 from typing import Any

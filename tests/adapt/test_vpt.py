@@ -1,4 +1,4 @@
-"""VPT: the formulas against published manifests, what a file's tensors say, and the stripped prefix."""
+"""VPT: the formulas against published manifests, what a file's tensors show, and the stripped prefix."""
 
 import json
 from collections import Counter

@@ -71,7 +71,8 @@ def test_runs_and_differs_as_the_tiny_model_did(case: dict[str, Any]):
 def test_common_beliefs_are_named_where_they_are_wrong(case: dict[str, Any]):
     report = what_if("groot_n1_5", changes_of(case["change"]))
     named = any(one.belief for one in report.verdicts)
-    gelu = case["change"].get("vl_self_attention_cfg.activation_fn") == "gelu"  # "safe" by names only: the output moves
+    # "safe" only by names: the output changes.
+    gelu = case["change"].get("vl_self_attention_cfg.activation_fn") == "gelu"
     assert named is (case["claim_holds"] is not True or gelu)
 
 
@@ -165,7 +166,7 @@ def test_sinusoidal_positions_limit_the_sequence():
 def test_other_changes_keep_the_sums(
     action: int, state: int, embodiments: int, tokens: int, layers: int, vl_layers: int
 ):
-    """Whatever changes: each tensor is counted once, and depth alone never conflicts shapes."""
+    """For any change, each tensor is counted once, and depth alone never causes a shape conflict."""
     changes = [f"action_dim={action}", f"max_state_dim={state}", f"max_num_embodiments={embodiments}",
                f"num_target_vision_tokens={tokens}", f"diffusion_model_cfg.num_layers={layers}",
                f"vl_self_attention_cfg.num_layers={vl_layers}"]  # fmt: skip
@@ -244,7 +245,7 @@ def test_a_config_without_a_policy_of_its_own_is_refused_by_name(model: str):
 
 @pytest.mark.parametrize("model", [*DEFINITIONS, *MODELS])
 def test_a_key_that_no_code_reads_is_named_whatever_the_model(model: str):
-    """Isaac-GR00T#755: a key in a run's config looked as if it did something."""
+    """Isaac-GR00T#755: a key in a run's config looked as if it had an effect."""
     for change in ("not_a_key_of_any_model=3", "~not_a_key_of_any_model"):
         with pytest.raises(
             FamilyError, match=r"'not_a_key_of_any_model' \(no code of the (model|policy) reads it\); the"

@@ -1,4 +1,4 @@
-"""What-if on configs of the project: the policy's own class on the meta device says what it would have."""
+"""What-if on the project's configs: the policy's own class on the meta device gives the tensors."""
 
 from pathlib import Path
 

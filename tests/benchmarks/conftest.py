@@ -1,4 +1,4 @@
-"""Benchmarks are programs beside the package; their modules import each other by name."""
+"""Benchmarks are programs outside the package, whose modules import each other by name."""
 
 import sys
 from pathlib import Path

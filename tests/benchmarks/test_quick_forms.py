@@ -1,4 +1,4 @@
-"""Benchmarks run through in their smallest form, and say what they leave out."""
+"""Benchmarks run in their smallest form, and report what they leave out."""
 
 import json
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_the_study_of_vpt_trains_and_plays_every_arm_and_seed_alike(tmp_path: Pa
     assert all(f"training.num_epochs={vpt_study.EPOCHS}" in words for words in clones), "as many updates"
 
 
-@pytest.mark.exhaustive  # a dozen commands, each a process
+@pytest.mark.exhaustive  # a dozen commands, each in its own process
 def test_the_study_of_vpt_runs_through(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     assert vpt_study.main([str(tmp_path / "work"), "--quick", "--json", str(out)]) == 0

@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def grippers(folder: Path, labels: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Commanded and measured, (N,) each."""
+    """Returns commanded and measured grippers, (N,) each."""
     buffer = ReplayBuffer.open(dataset_of(folder, 0, 1, labels))
     return buffer["action"][:][:, -1].astype(float), buffer["robot_gripper_state"][:][:, 0].astype(float)
 

@@ -1,4 +1,4 @@
-"""A study's file, the trainings that it asks for, and that what is done is not done again."""
+"""A study's file, the trainings that it requests, and that finished work is not repeated."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a study's numbers are made into: tables, how soon scratch is reached, the guide's claims, thresholds."""
+"""What is made of a study's numbers: tables, how soon scratch is reached, the guide's claims, thresholds."""
 
 import itertools
 from typing import Any
@@ -126,7 +126,7 @@ def test_area_and_correlation_count_ties_as_half() -> None:
 
 def test_a_run_is_judged_by_a_threshold_of_the_others() -> None:
     values = np.array([1.0, 2.0, 1.0, 2.0, 5.0, 6.0])
-    good = np.array([True, False, True, False, True, False])  # run c has another scale
+    good = np.array([True, False, True, False, True, False])  # run c has a different scale
     said = left_out(values, good, ["a", "a", "b", "b", "c", "c"], SMALLER)
     assert said is not None
     assert said.tolist() == [True, False, True, False, False, False]

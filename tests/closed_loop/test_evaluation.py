@@ -16,7 +16,7 @@ from diffusion_policy.env_runner.results import ResultError
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.spec import SpecError
 
-# A guard that lets everything of a policy with random weights through.
+# A guard that lets everything from a policy with random weights through.
 LOOSE = (
     "guard.max_step_m=10", "guard.max_step_rad=10", "guard.max_chunk_m=10", "guard.max_chunk_rad=10",
     "guard.quaternion_tolerance=0.99", "guard.workspace_low=[-9,-9,-9]", "guard.workspace_high=[9,9,9]",
@@ -93,7 +93,7 @@ def test_the_guard_limits_and_refuses(checkpoint: Path) -> None:
 
 
 class Stop:
-    """Ctrl-C once so many scenes have ended."""
+    """Ctrl-C once this many scenes have ended."""
 
     def __init__(self, after: int) -> None:
         self.after = after

@@ -1,4 +1,4 @@
-"""Policies of every layout, and of other numbers than the robot's, move a simulated arm alike by all ways to it."""
+"""Policies of every layout, and in other representations, move a simulated arm alike on every path."""
 
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def simulator(case: Case) -> Simulator:
 
 
 def told(kind: str) -> np.ndarray:
-    """What the arm was told since the last call, rotations as quaternions with the real part positive."""
+    """The commands to the arm since the last call, rotations as quaternions with positive real part."""
     layout = ActionLayout.of(NAMES[kind])
     common = layout.with_rotations_as("quaternion")
     actions = layout.converted(np.stack(Follower.told), common)

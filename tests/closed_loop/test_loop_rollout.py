@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """What the environments were told."""
+    """The commands that the environments received."""
     told: list[np.ndarray] = []
     step = TabletopEnv.step
 
@@ -50,7 +50,7 @@ def test_without_delay_it_moves_the_arm_as_the_rollout_does(checkpoint: Path, co
     with served(serve_settings(checkpoint, None, LOOSE), simulator) as (actor, _):
         found = list(roll_out_in_loop(simulator, actor, scenes, LoopConditions("wait", 3)))
     in_loop = np.stack(commands)
-    signs = np.sign((rolled_out[:, 3:7] * in_loop[:, 3:7]).sum(axis=1, keepdims=True))  # q and -q are one rotation
+    signs = np.sign((rolled_out[:, 3:7] * in_loop[:, 3:7]).sum(axis=1, keepdims=True))  # q and -q are the same rotation
     in_loop[:, 3:7] *= signs
     np.testing.assert_allclose(in_loop, rolled_out, atol=1e-6)
     for episode, result in zip(found, plain, strict=True):

@@ -1,4 +1,4 @@
-"""A link that leads nowhere (a disk that is not mounted) is a bad episode like others: an error, or in the ledger."""
+"""A broken link (to a disk that is not mounted) is a bad episode like any other: an error, or in the ledger."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ NOWHERE = "/not-mounted/disk"
 
 
 def to_nowhere(name: str) -> Callable[[Path], None]:
-    """Replaces a file or folder of the episode ("" for the episode itself) by a link to a missing disk."""
+    """Replaces a file or folder of the episode ("" for the episode itself) with a link to a missing disk."""
 
     def damage(episode: Path) -> None:
         file = episode / name
@@ -32,7 +32,7 @@ def to_itself(episode: Path) -> None:
 
 
 def with_cameras(episode: Path) -> None:
-    """One of its two cameras lies on the disk."""
+    """One of its two cameras is on the disk."""
     (episode / "images").rename(episode / "front")
     (episode / "images").mkdir()
     (episode / "front").rename(episode / "images" / "front")

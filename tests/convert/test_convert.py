@@ -1,4 +1,4 @@
-"""Recordings to dataset: what arrives on disk, and what the ledger says of the rest."""
+"""Recordings to dataset: what arrives on disk, and what the ledger records about the rest."""
 
 import json
 import os

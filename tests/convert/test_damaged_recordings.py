@@ -1,6 +1,6 @@
-"""Every kind of damage that a recording can have, through the whole converter: an error, or a line in the ledger.
+"""Every kind of damage to a recording, through the whole converter: an error, or a line in the ledger.
 
-`stop` ends with the error, `skip` converts the sound episodes and says in the ledger why the other one does not exist;
+`stop` ends with the error, `skip` converts the intact episodes and records in the ledger why the other one is missing;
 what is odd but harmless is converted and noted.
 """
 
@@ -156,7 +156,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         r"has cameras wrist; episode_0000 has image",
     ),
 }
-# The set of cameras is a question to whoever recorded them, not a fault of one episode that could be left out.
+# A differing set of cameras must be settled by the user; it is not a fault of one episode that could be left out.
 OF_THE_SET = {"another camera"}
 
 

@@ -1,4 +1,4 @@
-"""Faults of places and files that the converter must survive or name: each with its error or its line in the ledger."""
+"""Faults of locations and files that the converter must survive or name, in an error or the ledger."""
 
 import hashlib
 import os
@@ -120,7 +120,7 @@ sys.exit(3)
 
 
 def test_a_disk_that_is_really_full_and_a_source_that_is_really_read_only(tmp_path: Path, repository: Path) -> None:
-    """Mounted for this test alone: 900 kB for what needs 1.1 MB, then more; the recordings read-only throughout."""
+    """Mounts for this test: 900 kB for what needs 1.1 MB, then more; the recordings are read-only throughout."""
     recorded(tmp_path / "in", 0, 1, 2, 3)
     script = str(repository / "scripts" / "convert_cogact_to_zarr.py")
     if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
@@ -131,7 +131,7 @@ def test_a_disk_that_is_really_full_and_a_source_that_is_really_read_only(tmp_pa
     assert "No space left on device" in said["full"]
     assert "continue with --resume" in said["full"]
     assert "status 2" in said["full"]
-    # Two are worked at at once, so the third may have been whole, too, but for its entry.
+    # Two are processed at once, so the third may have been complete except for its entry.
     assert said["after"].split()[:3] == ["out.zarr.partial", "episode_0000", "episode_0001"]
     assert "episode_0003" not in said["after"]
     assert len(set(said["before"].split())) == 1  # the finished episode was not written again
@@ -217,7 +217,7 @@ def test_a_damaged_frame_of_a_dataset_is_named(tmp_path: Path, zarr_format: int,
     run(recorded(tmp_path / "in", 0), tmp_path / "out.zarr", zarr_format=zarr_format, codec=image_codec(codec))
     name = "4.0.0.0" if zarr_format == 2 else "c/4/0/0/0"
     (tmp_path / "out.zarr" / "data" / "image" / name).write_bytes(b"nothing that any codec knows")
-    if codec == "blosc":  # whose header says how long it is: refused when it is opened
+    if codec == "blosc":  # whose header gives its length: refused when it is opened
         with pytest.raises(DatasetError, match=rf"data/image/{name} has 28 bytes, its header says \d+"):
             ReplayBuffer.open(tmp_path / "out.zarr")
     frames = FrameFiles(ReplayBuffer.open(tmp_path / "out.zarr", check_files=False)["image"])

@@ -71,7 +71,7 @@ def test_damaged_files_are_refused(frame: Path, decode: str) -> None:
 
 
 def damaged(data: bytes, kind: str) -> bytes:
-    """A JPEG with the damage that disks and networks do, inside its compressed data; it still decodes to a picture."""
+    """A JPEG damaged in its compressed data, as by disks and networks, that still decodes to a picture."""
     middle = len(data) // 2
     harmed = bytearray(data)
     if kind == "zeroed sector":
@@ -94,7 +94,7 @@ def test_damage_that_opencv_fills_with_gray_is_noticed(frame: Path, kind: str, d
 
 
 def with_orientation(data: bytes, orientation: int) -> bytes:
-    """A JPEG with an EXIF segment that says how the camera was held."""
+    """A JPEG with an EXIF segment that gives the camera's orientation."""
     tiff = b"II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00" + bytes([orientation, 0, 0, 0]) + bytes(4)
     segment = b"Exif\x00\x00" + tiff
     return data[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + data[2:]
@@ -118,7 +118,7 @@ def test_every_image_reads_as_opencv_reads_it(frame: Path, kind: str) -> None:
 
 
 def test_what_no_reduction_comes_close_to_is_decoded_whole(tmp_path: Path) -> None:
-    """Noise of single pixels, at full contrast: 57 dB are measured on pictures, not on this."""
+    """Single-pixel noise at full contrast; the measured 57 dB apply to pictures, not to this."""
     folder = write_trajectory(tmp_path / "in", n_steps=3, size=(960, 540))
     rng = np.random.default_rng(0)
     for file in (folder / "images").iterdir():
@@ -139,7 +139,7 @@ def test_the_ledger_says_how_close_fast_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("contrast", "spares"), [(4, True), (120, False)])
 def test_fast_decodes_as_little_as_the_picture_allows(tmp_path: Path, contrast: int, spares: bool) -> None:
-    """Fine texture needs more decoded pixels: at a quarter of the size it would be further from exact than promised."""
+    """Fine texture needs more decoded pixels; at a quarter of the size it would be further from exact than promised."""
     folder = write_trajectory(tmp_path / "in", n_steps=3, size=(960, 540))
     noise = np.random.default_rng(0).integers(0, contrast, (540, 960, 3), dtype=np.uint8)
     files = sorted((folder / "images").iterdir())

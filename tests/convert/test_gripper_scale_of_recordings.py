@@ -1,4 +1,4 @@
-"""Recordings whose gripper is in another scale: refused with the flag that settles it, converted by it."""
+"""Recordings whose gripper has another scale: refused with the flag that settles it, and converted with it."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from diffusion_policy.trajectory import TrajectoryError, open_trajectory
 
 
 def recorded_in(directory: Path, command: str, measured: str | None = None, number: int = 0) -> Path:
-    """An episode whose gripper is recorded in other scales; integers where they are."""
+    """An episode whose gripper is recorded in other scales; integers where the scale has them."""
     arrays = {}
     for key, name in (("action_gripper", command), ("robot_gripper", measured or command)):
         values = parse_scale(name).from_internal(recorded_arrays(20, number)[key])
@@ -29,7 +29,7 @@ def recorded_in(directory: Path, command: str, measured: str | None = None, numb
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_declared_scale_is_converted(tmp_path: Path, name: str) -> None:
     folder = recorded_in(tmp_path, name)
-    if name != "closed1":  # 0 and 1 the other way round open: the checks ask, see `polarity`
+    if name != "closed1":  # swapped 0 and 1 are accepted; the checks ask, see `polarity`
         with pytest.raises(TrajectoryError, match="--gripper-scale"):
             open_trajectory(folder)
     opened = open_trajectory(folder, parse_scales(name))

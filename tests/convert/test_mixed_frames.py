@@ -54,7 +54,7 @@ def kind(request: pytest.FixtureRequest) -> tuple[Change, str]:
 
 
 def recordings(source: Path, change: Change, episode: int = 1, frames: range = range(STEPS)) -> Path:
-    """Three episodes, of one of which some frames are changed."""
+    """Three episodes, in one of which some frames are changed."""
     for number in (0, 1, 2):
         write_trajectory(source, number, n_steps=STEPS, size=SIZE)
     for number in frames:

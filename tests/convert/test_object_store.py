@@ -38,7 +38,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 
 def formats(*chosen: str) -> list[Any]:
-    """Those, and the others as exhaustive ones."""
+    """These cases, and the others marked exhaustive."""
     marks = {name: [pytest.mark.exhaustive] * (name not in chosen) for name in FORMATS}
     return [pytest.param(options, id=name, marks=marks[name]) for name, options in FORMATS.items()]
 
@@ -69,7 +69,7 @@ def run(source: Path | str, output: Path | str, **settings: Any) -> ConversionRe
 
 
 def objects(url: str) -> dict[str, str]:
-    """What lies below a URL, and the MD5 of each; S3 tells it without sending the content."""
+    """Returns the objects below a URL with their MD5, which S3 gives without sending the content."""
     store, path = file_system(as_path(url))
     found = store.find(path, detail=True)
     return {name.removeprefix(path): info["ETag"].strip('"') for name, info in found.items()}
@@ -81,7 +81,7 @@ def files(folder: Path) -> dict[str, str]:
 
 
 def assert_same(url: str, folder: Path) -> None:
-    """Every array is the same, byte for byte; attributes of the root may tell of another history."""
+    """Every array is the same, byte for byte; attributes of the root may record a different history."""
     stored, expected = (
         {k: md5 for k, md5 in found.items() if k.count("/") > 1} for found in (objects(url), files(folder))
     )
@@ -171,7 +171,7 @@ MOMENTS = [("decoding", 1), ("any", 0), ("decoding", 2), ("sending", 1), ("any",
 
 @pytest.mark.slow
 def test_a_kill_at_any_moment_loses_nothing(home: str, source: Path, tmp_path: Path) -> None:
-    """While it is decoded and while it is sent: what is there is complete or refused, and what was sent is not lost."""
+    """During decoding and sending: what is there is complete or refused, and what was sent is not lost."""
     url, output = upload(source, f"{home}/in"), f"{home}/out.zarr"
     moments, refused, held = random.Random(3), 0, []
     found = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
@@ -240,7 +240,7 @@ def test_an_interrupted_publication_is_finished(
 
 
 def test_killed_while_what_was_sent_is_removed(home: str, source: Path, tmp_path: Path) -> None:
-    """The local copy is half removed: it is not sent again over the whole one."""
+    """The local copy is half removed and must not be sent over the complete one."""
     output = f"{home}/out.zarr"
     with killed_amid_removal():
         run(source, output)
@@ -252,7 +252,7 @@ def test_killed_while_what_was_sent_is_removed(home: str, source: Path, tmp_path
 def test_interrupted_on_another_machine(
     home: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without its scratch folder: what was sent is no dataset, is not added to, and is replaced by a new conversion."""
+    """Without its scratch folder, what was sent is no dataset, cannot be extended, and a new conversion replaces it."""
     output = f"{home}/out.zarr"
 
     def interrupt(settings: ConversionSettings, *arguments: Any) -> None:
@@ -310,7 +310,7 @@ def test_nobody_at_the_address(source: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_wrong_credentials(home: str, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server asks who is there from now on, and nobody of that name is."""
+    """From now on the server requires credentials, and none match."""
     requests = pytest.importorskip("requests", reason="requests comes with moto")
     s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed (extra 'cloud')")
 
@@ -336,7 +336,7 @@ def test_wrong_credentials(home: str, source: Path, monkeypatch: pytest.MonkeyPa
 def test_a_store_that_fails_is_no_bad_episode(
     home: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expires_at: str
 ) -> None:
-    """`--on-error skip` leaves out what is damaged, not what cannot be reached just now."""
+    """`--on-error skip` leaves out what is damaged, not what is temporarily unreachable."""
     s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed (extra 'cloud')")
 
     url = upload(source, f"{home}/in")

@@ -1,4 +1,4 @@
-"""data.pkl as others write it: read as what it is, or refused in one sentence that says what to write instead."""
+"""data.pkl as written by others: read correctly, or refused in one sentence with a remedy."""
 
 import bz2
 import gzip
@@ -34,7 +34,7 @@ def one(key: str, change: Callable[[Any], Any]) -> bytes:
 
 
 def python_2(protocol: int) -> bytes:
-    """As cPickle of Python 2 with NumPy 1 writes it: texts and contents of arrays are its `str`."""
+    """As written by Python 2's cPickle with NumPy 1: texts and contents of arrays are `str`."""
 
     def text(value: bytes) -> bytes:
         if protocol == 0:

@@ -1,4 +1,4 @@
-"""Killed, resumed, appended to: nothing is lost, nothing is done twice, nothing is there before it is complete."""
+"""Killed, resumed, appended to: nothing is lost or done twice, and nothing appears before it is complete."""
 
 import errno
 import fcntl
@@ -34,7 +34,7 @@ SHARDS = {"zarr_format": 3, "shard": 16}
 
 
 class FailingExecutor(ThreadPoolExecutor):
-    """Runs so many blocks, then fails as a full disk does; counts what it was given."""
+    """Runs this many blocks, then fails like a full disk; counts what it was given."""
 
     def __init__(self, after: int = 10**9, error: OSError | None = None) -> None:
         super().__init__(1)
@@ -217,7 +217,7 @@ def test_work_of_other_settings_is_none_to_go_on_with(tmp_path: Path, source: Pa
 
 
 def test_killed_while_unfinished_work_is_discarded(tmp_path: Path, source: Path) -> None:
-    """Half of an episode is left beside the note that it is finished: it is no episode to resume from."""
+    """Half of an episode is left with its entry that marks it finished; it must not be resumed from."""
     output = tmp_path / "out.zarr"
     with pytest.raises(ConversionError, match="No space left"):
         convert(settings(source, output), executor=FailingExecutor(after=4))
@@ -231,7 +231,7 @@ def test_killed_while_unfinished_work_is_discarded(tmp_path: Path, source: Path)
 
 
 def test_killed_while_finished_work_is_removed(tmp_path: Path, source: Path) -> None:
-    """The dataset is in its place; what is left of the work is neither needed nor used for another one."""
+    """The dataset is in place; leftover work is neither needed nor used for another one."""
     output = tmp_path / "out.zarr"
     with killed_amid_removal():
         run(source, output)
@@ -246,7 +246,7 @@ def go_on_slowly(source: Path, output: Path) -> None:
 
 
 def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, source: Path) -> None:
-    """SIGKILL at twenty random moments; each run resumes what the one before it left."""
+    """SIGKILL at twenty random moments; each run resumes what the previous one left."""
     output = tmp_path / "out.zarr"
     moments, frames = random.Random(7), dict[str, int]()
     for _ in range(20):
@@ -296,7 +296,7 @@ def test_appending_to_an_archive_is_refused_and_the_way_out_runs(
     (tmp_path / "home").mkdir()
     archive = pack(tmp_path / "made.zarr", tmp_path / "home" / name, top=top)
     if not top:
-        archive.with_suffix("").mkdir()  # something of the same name, which must not be unpacked into
+        archive.with_suffix("").mkdir()  # a folder of the same name, which must not be unpacked into
     before = state_of(tmp_path)
     with pytest.raises(ConversionError, match="a zip archive is read in place, never written") as caught:
         run(source, archive, append=True, **options)

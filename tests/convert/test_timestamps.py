@@ -23,7 +23,7 @@ STEPS, SIZE = 8, (64, 36)
 SINCE_1970 = 1_700_000_000.0 + 0.1 * np.arange(STEPS)
 SINCE_START = 0.1 * np.arange(STEPS)
 
-# What is recorded, what it is called, and the seconds it stands for.
+# What is recorded, its name, and the seconds that it stands for.
 OTHER_UNITS: dict[str, tuple[np.ndarray, str, np.ndarray]] = {
     "nanoseconds": (SINCE_1970 * 1e9, "nanoseconds since 1970", SINCE_1970),
     "nanoseconds, integers": ((SINCE_1970 * 1e9).astype(np.int64), "nanoseconds since 1970", SINCE_1970),

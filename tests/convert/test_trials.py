@@ -14,7 +14,7 @@ Trial = Callable[[str], Path]
 
 @pytest.fixture
 def trial(shared_data: Path, tmp_path: Path) -> Trial:
-    """Writes the inputs of a trial and gives the folder they are in."""
+    """Writes the inputs of a trial and returns their folder."""
 
     def write(name: str) -> Path:
         script = shared_data / "trials" / f"{name}.py"

@@ -1,4 +1,4 @@
-"""Corrections are recordings of what the expert does from states that the policy reached, and nothing else."""
+"""Corrections are recordings of the expert starting from states that the policy reached, and nothing else."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Corrections in the grove: recordings of what the policy met, with what the expert would have done there."""
+"""Corrections in the grove: recordings of the states that the policy met, with the expert's actions in them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def collected(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def test_labels_are_the_expert_s_in_the_policy_s_states(tmp_path: Path) -> None:
-    """The world goes where the policy's actions lead; each state has the action of an expert who stands there."""
+    """The world follows the policy's actions; each state is labeled with the expert's action in it."""
     teacher = GroveTeacher(grove(), tmp_path, variation=0.5)
     played, rng = teacher.simulator.make(), np.random.default_rng(0)
     alone, expert = GroveEnv("log", "vpt", max_steps=STEPS), Expert(np.random.default_rng(7), 0.5)

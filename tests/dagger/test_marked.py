@@ -1,4 +1,4 @@
-"""What a person did on a robot, cut out of marked recordings: those steps, their frames, and nothing else."""
+"""A person's steps on a robot, cut out of marked recordings with their frames, and nothing else."""
 
 import pickle
 from pathlib import Path
@@ -16,7 +16,7 @@ from diffusion_policy.trajectory import open_trajectory
 
 
 def recording(folder: Path, marks: object) -> Path:
-    """One recording with marks: ranges of steps, or an array, or what makes one of a length; None: without any."""
+    """One recording with marks: ranges of steps, an array, or a function of the length; None for no marks."""
     (path,) = make_trajectories(folder / "made", 1, seed=len(list(folder.glob("*"))), image_size=(64, 36))
     data = safe_pickle.load((path / "data.pkl").read_bytes(), allowed=safe_pickle.NUMPY_GLOBALS, where="test")
     if isinstance(marks, list):

@@ -1,4 +1,4 @@
-"""Where the expert takes over: each kind of error is found at its step, and what is no error is left alone."""
+"""Where the expert takes over: each kind of error is found at its step, and nothing else is taken for one."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ LENGTH = 60
 def trace(
     *, shut: range = range(0), held: range = range(0), still: range = range(0), pushed_at: int = LENGTH, target: int = 0
 ) -> Trace:
-    """A hand that moves 2 cm a step but in ``still``; fingers are told to be shut, and hold, in these steps."""
+    """A hand that moves 2 cm per step except in ``still``; fingers are commanded shut, and hold, in the given steps."""
     found, x = Trace(), 0.0
     for step in range(LENGTH):
         x += 0.0 if step in still else 0.02

@@ -1,7 +1,7 @@
-"""The loop: its commands, its table, and that it goes on wherever it was killed without making anything anew.
+"""The loop: its commands, its table, and that it resumes wherever it was killed without repeating anything.
 
-Converting is real and tiny; rollouts, recordings and training write what the real commands would, with outcomes that
-are made up.
+Converting is real and tiny; rollouts, recordings and training write what the real commands would, with invented
+outcomes.
 """
 
 import importlib.util
@@ -56,7 +56,7 @@ dagger = door("dagger")
 
 
 def record(folder: Path, number: int, *, at: float, marked_from: int | None = None) -> None:
-    """A recording of a few steps, told from others by when it was made."""
+    """A recording of a few steps, distinguished from others by its time."""
     path = write_trajectory(folder, episode_id=number, n_steps=14, size=(64, 36))
     data = safe_pickle.load((path / "data.pkl").read_bytes(), allowed=safe_pickle.NUMPY_GLOBALS, where="test")
     data["timestamp"] = data["timestamp"] + at
@@ -79,7 +79,7 @@ def value(words: Sequence[str], option: str) -> str:
 
 
 class Commands:
-    """Stands in for ``recipe.run_child``; ``stop_at`` interrupts a command, before or after it has done its work."""
+    """Stands in for ``recipe.run_child``; ``stop_at`` interrupts a command, before or after its work."""
 
     def __init__(self, episodes: Callable[[int], int] = lambda number: 2) -> None:
         self.ran: list[list[str]] = []
@@ -99,7 +99,7 @@ class Commands:
         return 0
 
     def evaluate_closed_loop(self, words: list[str]) -> None:
-        """The start never succeeds; each round of corrections wins two scenes, each of demonstrations one."""
+        """The initial policy never succeeds; each round of corrections gains two scenes, each of demonstrations one."""
         won = 0
         if "run_" in words[0]:
             won = int(words[0].partition("run_")[2].partition("/")[0]) * (2 if "corrections" in words[0] else 1)
@@ -143,7 +143,8 @@ class Commands:
 
 def run(commands: Commands, dataset: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
     monkeypatch.setattr(recipe, "run_child", commands)
-    monkeypatch.setattr(rounds, "split_updates", lambda plan: (1, plan.updates))  # composes a config: a second each
+    # Composing a config takes a second each time.
+    monkeypatch.setattr(rounds, "split_updates", lambda plan: (1, plan.updates))
     status: int = dagger.main(["start.ckpt", "--dataset", str(dataset), "--workdir", str(folder), *SMALL, *more])
     return status
 
@@ -363,7 +364,7 @@ def test_settings_of_training_are_passed_on(dataset: Path, tmp_path: Path) -> No
 def test_commands_are_those_that_the_scripts_take(
     simulator: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of all commands of a round, in either simulator, and how an episode of the grove is cut short."""
+    """Covers all commands of a round in either simulator, and the limit on an episode in the grove."""
     monkeypatch.setattr(rounds, "split_updates", lambda plan: (1, plan.updates))
     task, config = ("wool", "train_vpt_bc") if simulator == "grove" else ("distractors", "train_cogact_robot")
     plan = RoundPlan("a.ckpt", str(dataset), task=task, simulator=simulator, env=("max_steps=9",), scenes=(3, 2))

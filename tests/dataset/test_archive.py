@@ -1,4 +1,4 @@
-"""Datasets in a zip archive, as the field publishes them: read in place, never unpacked, refused by record."""
+"""Datasets in a zip archive, as is usual for published ones: read in place, never unpacked, refused by record."""
 
 import multiprocessing
 import pickle
@@ -68,7 +68,7 @@ def _read_many(buffer: ReplayBuffer, seed: int) -> None:
 
 
 def test_forked_workers_do_not_disturb_one_another(tmp_path: Path) -> None:
-    """They share the open file; a position in it they must not share."""
+    """They share the open file but must not share a position in it."""
     buffer = ReplayBuffer.open(pack(write(tmp_path / "set.zarr", "format 2"), tmp_path / "set.zarr.zip"))
     workers = [multiprocessing.get_context("fork").Process(target=_read_many, args=(buffer, n)) for n in range(3)]
     for worker in workers:
@@ -97,7 +97,7 @@ def test_a_damaged_record_is_refused_by_name(tmp_path: Path, name: str, method: 
 
 
 def flip(archive: Path, name: str) -> None:
-    """Another byte amid a record's content."""
+    """Changes a byte in the middle of a record's content."""
     with zipfile.ZipFile(archive) as packed:
         record = packed.getinfo(name)
     content = bytearray(archive.read_bytes())
@@ -155,7 +155,7 @@ def another_method(archive: Path) -> None:
 
 
 def bomb(archive: Path) -> None:
-    """A record of 8 GB that is packed into kilobytes, where 13 kB are expected, and says so in its size."""
+    """A record of 8 GB packed into kilobytes, where 13 kB are expected; its header states its size."""
     kept = without(archive, "data/image/7.0.0.0")
     kept.replace(archive)
     with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as packed:

@@ -157,7 +157,7 @@ def test_refusals(zarr_path: Path, tmp_path: Path) -> None:
 
 
 def _unlabeled(path: Path, action: np.ndarray) -> Path:
-    """A dataset as the predecessor wrote it: no attributes at all."""
+    """A dataset as written by the predecessor, without any attributes."""
     root = zarr.open_group(str(path), mode="w", zarr_format=2)
     n = len(action)
     arrays = {

@@ -1,4 +1,4 @@
-"""Datasets that give a policy other numbers than they hold: 6-D rotations, and actions relative to the newest pose."""
+"""Datasets read in another representation than stored: 6-D rotations, and actions relative to the newest pose."""
 
 from pathlib import Path
 from typing import Any

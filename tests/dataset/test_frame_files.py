@@ -1,4 +1,4 @@
-"""The short way to packed frames is the same as zarr's, in both directions."""
+"""Direct access to packed frame files gives the same results as zarr, in both directions."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def test_each_way_reads_what_the_other_wrote(tmp_path: Path, codec: str, zarr_fo
 
 
 def test_a_frame_whose_file_is_not_there_is_not_made_up(tmp_path: Path) -> None:
-    """It used to read as black, as zarr reads it: a lost file and a black frame were the same."""
+    """It used to read as black, as in zarr, so that a lost file looked like a black frame."""
     array = make(tmp_path / "a.zarr")
     FrameFiles(array).write(0, FRAMES[:2])
     np.testing.assert_array_equal(FrameFiles(array).read(0, 2), FRAMES[:2])

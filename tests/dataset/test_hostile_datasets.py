@@ -1,4 +1,4 @@
-"""Zarr datasets that are made to harm, in a folder and in a zip: one sentence, no code run, no memory filled."""
+"""Malicious zarr datasets, in a folder and in a zip: one sentence, no code run, no memory filled."""
 
 import bz2
 import gzip
@@ -29,7 +29,7 @@ from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.recording import open_recordings
 
 Harm = Callable[[Path], None]
-# What refusing one may take, kilobytes.
+# Memory that refusing one may take, kilobytes.
 MEMORY_KB = 300_000
 
 
@@ -44,7 +44,7 @@ def array(key: str = "robot0_eef_pos", **entries: Any) -> Harm:
 
 
 def chunk(content: bytes, key: str = "robot0_eef_pos", **entries: Any) -> Harm:
-    """Another first chunk, and another codec for it."""
+    """Replaces the first chunk, and its codec."""
 
     def harm(root: Path) -> None:
         (root / "data" / key / "0.0").write_bytes(content)
@@ -54,7 +54,7 @@ def chunk(content: bytes, key: str = "robot0_eef_pos", **entries: Any) -> Harm:
 
 
 def frames_without_end(root: Path) -> None:
-    """Nothing but a camera of an episode that long."""
+    """Only a camera, with an episode of this length."""
     for other in (root / "data").glob("robot0_*"):
         shutil.rmtree(other)
     shutil.rmtree(root / "meta" / "episode_ends")
@@ -167,7 +167,7 @@ def test_streams_unpack_to_no_more_than_any_chunk_has(
 
 
 def format_3(root: Path, codec: Any, **options: Any) -> Path:
-    """An episode of six steps in format 3, packed with this."""
+    """An episode of six steps in format 3, packed with this codec."""
     group = zarr.open_group(str(root), mode="w", zarr_format=3)
     pose = np.ones((6, 4), dtype=np.float32)
     group.create_group("data").create_array("action", data=pose, chunks=(2, 4), compressors=codec, **options)
@@ -206,7 +206,7 @@ def test_the_first_bytes_say_what_a_chunk_unpacks_to(codec: Any, n: int) -> None
 
 
 def directory(record: str, **fields: int) -> Harm:
-    """Other numbers in a record's entry of the directory at the archive's end."""
+    """Changes numbers in a record's entry in the archive's central directory."""
     at = {"flags": (8, "<H"), "packed": (20, "<I"), "unpacked": (24, "<I"), "offset": (42, "<I")}
 
     def harm(archive: Path) -> None:
@@ -220,7 +220,7 @@ def directory(record: str, **fields: int) -> Harm:
 
 
 def again(name: str, content: bytes = b"{}", method: int = zipfile.ZIP_STORED) -> Harm:
-    """One more record."""
+    """Adds one more record."""
 
     def harm(archive: Path) -> None:
         with zipfile.ZipFile(archive, "a", method) as packed:

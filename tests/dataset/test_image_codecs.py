@@ -1,4 +1,4 @@
-"""Packing of frames: exact where it must be, close where it says so, in both formats."""
+"""Packing of frames: exact where required, close where promised, in both formats."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_a_higher_level_is_closer(tmp_path: Path, name: str) -> None:
     assert agreement[0] < agreement[-1]
 
 
-# Older releases of imagecodecs know these arguments, and refuse every name that was added since, null or not.
+# Older releases of imagecodecs accept only these arguments, and refuse every newer name, null or not.
 WRITTEN = {
     "jpeg2k": {"id": "imagecodecs_jpeg2k", "level": 50, "numthreads": 1},
     "jpeg": {"id": "imagecodecs_jpeg", "level": 95},
@@ -57,7 +57,7 @@ def test_only_arguments_that_say_something_are_written(tmp_path: Path, name: str
     metadata = tmp_path / "a.zarr" / "image" / ".zarray"
     assert json.loads(metadata.read_text())["compressor"] == WRITTEN[name]
     again = zarr.open_group(str(tmp_path / "a.zarr"), mode="r+")["image"]
-    again.resize((len(FRAMES) + 1, *FRAMES.shape[1:]))  # metadata is written anew
+    again.resize((len(FRAMES) + 1, *FRAMES.shape[1:]))  # metadata is rewritten
     assert json.loads(metadata.read_text())["compressor"] == WRITTEN[name]
     assert cv2.PSNR(again[: len(FRAMES)], FRAMES) > 30
 
@@ -80,7 +80,8 @@ numpy.save(sys.argv[2], zarr.open(sys.argv[1], mode="r")["data/image"][:])
 """
 
 
-@pytest.mark.parametrize("name", [name for name in LEVELS if name != "jpeg"])  # docs/data.md: jpeg does not open there
+# jpeg does not open there, see docs/data.md.
+@pytest.mark.parametrize("name", [name for name in LEVELS if name != "jpeg"])
 def test_zarr_2_reads_the_frames_that_we_read(name: str, tmp_path: Path) -> None:
     python = os.environ.get("ZARR2_PYTHON")
     if not python:

@@ -1,4 +1,4 @@
-"""Datasets of every layout are read by names: units, grippers of several arms, and poses that are none."""
+"""Datasets of every layout are read by names: units, grippers of several arms, and invalid poses."""
 
 from pathlib import Path
 

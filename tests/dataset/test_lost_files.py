@@ -1,4 +1,4 @@
-"""No file of a dataset may be absent or cut: opening it names the file and is refused.
+"""No file of a dataset may be missing or truncated: opening it fails with the file's name.
 
 Each way in which a file is lost, in each array, in each form that a dataset has.
 """
@@ -37,7 +37,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def a_file_of(path: Path, array: str) -> Path:
-    """A file of numbers of an array, not the first one where there are several."""
+    """A file with an array's numbers, not the first one if there are several."""
     folder = path / ("meta" if array == "episode_ends" else "data") / array
     files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith((".z", "zarr")))
     return files[len(files) // 2]
@@ -82,7 +82,7 @@ def test_a_cut_file_is_refused_by_name(whole: tuple[str, Path], tmp_path: Path, 
     form, path = whole[0], shutil.copytree(whole[1], tmp_path / "set.zarr")
     file = a_file_of(path, array)
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
-    if form == "of another writer" and array in ("image", "wrist"):  # whose frames do not say how long they are
+    if form == "of another writer" and array in ("image", "wrist"):  # whose frames do not store their length
         buffer = ReplayBuffer.open(path)
         codes = [finding.code for finding in inspect_dataset(path).findings if finding.severity == "error"]
         assert "undecodable" in codes
@@ -116,7 +116,7 @@ def test_numbers_that_do_not_unpack_are_named(whole: tuple[str, Path], tmp_path:
 @pytest.mark.parametrize("form", ["shards", "jpeg shards"])
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])
 def test_a_rotten_index_of_a_shard_is_refused_when_opened(tmp_path: Path, form: str, packed: bool) -> None:
-    """Wherever the bit is: in an offset, a length, the entries of rows that are not written yet, or the checksum."""
+    """Wherever the bit is: in an offset, a length, the entries of rows not yet written, or the checksum."""
     path = write(tmp_path / "set.zarr", form)
     file = path / "data" / "wrist" / "c" / "2" / "0" / "0" / "0"
     content = file.read_bytes()
@@ -202,7 +202,7 @@ def test_damaged_metadata_is_one_error(tmp_path: Path, form: str, content: bytes
         if file.name == ".zattrs" and content in (b"{}", b"null", b'{"zarr_format": 9}'):
             continue  # other attributes, or none
         if file.parent.name in ("timestamp", "wrist", "whole.zarr") and content in UNRECOGNIZED:
-            continue  # what zarr does not recognize is no array, and training does not need this one
+            continue  # zarr does not recognize it as an array, and training does not need this one
         undamaged = file.read_bytes()
         file.write_bytes(content)
         with pytest.raises(DatasetError) as caught:
@@ -222,7 +222,7 @@ def test_lost_attributes_of_a_converted_dataset_are_noticed(tmp_path: Path) -> N
 
 
 def test_the_way_out_for_chunks_that_were_zeros_runs_as_printed(tmp_path: Path) -> None:
-    """zarr 3 leaves out chunks of zeros unless it is told otherwise, as the public code did not have to."""
+    """zarr 3 omits chunks of zeros by default, which the public code did not have to consider."""
     path = write(tmp_path / "it's a set.zarr", "of another writer")
     a_file_of(path, "robot_gripper_state").unlink()
     with pytest.raises(DatasetError, match="Only if it was all zeros when it was written") as caught:
@@ -243,7 +243,8 @@ def test_the_way_out_is_not_offered_for_our_own_datasets(tmp_path: Path) -> None
     assert "zeros" not in str(caught.value)
 
 
-@pytest.mark.parametrize("codec", sorted(set(LEVELS) - {"jpeg2k"}))  # which makes gray 14 of black, at any level
+# jpeg2k turns black into gray level 14, at any quality.
+@pytest.mark.parametrize("codec", sorted(set(LEVELS) - {"jpeg2k"}))
 @pytest.mark.parametrize("form", [(2, None), (3, None), (3, 8)])
 def test_frames_of_zeros_are_stored_and_read(tmp_path: Path, codec: str, form: tuple[int, int | None]) -> None:
     layout = {"image": image_layout(32, 18, image_codec(codec), form[1]), "action": low_dim_layout(POSE_GRIPPER)}
@@ -256,11 +257,11 @@ OPENERS = {"zarr.open_group", "zarr.open", "zarr.load", "zarr.open_array"}
 
 
 def test_datasets_are_opened_in_one_way() -> None:
-    """Whoever reads a dataset goes through `ReplayBuffer.open`, which looks for lost files."""
+    """All readers of datasets use `ReplayBuffer.open`, which looks for lost files."""
     allowed = {"dataset/opening.py", "dataset/replay_buffer.py"}
     for file in (REPOSITORY / "diffusion_policy").rglob("*.py"):
         name = str(file.relative_to(REPOSITORY / "diffusion_policy"))
         calls = [node for node in walked(file) if isinstance(node, ast.Call)]
         opens = {ast.unparse(call.func) for call in calls} & OPENERS
-        # The converter's own staged frames are no dataset yet.
+        # The converter's staged frames are not yet a dataset.
         assert not opens or name in allowed or name.startswith("convert/"), f"{name} calls {opens}"

@@ -1,4 +1,4 @@
-"""A dataset in an object store, read by training and by the checks as one on this machine."""
+"""A dataset in an object store, read by training and the checks like a local one."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -78,7 +78,7 @@ def test_a_mapped_cache_notices_another_dataset_without_hashes(
 
 
 def said_of(details: object, home: str) -> str:
-    """Evidence without the place where its files lie."""
+    """Returns evidence without the location of its files."""
     return repr(replace(details, where="")).replace(home, "")  # type: ignore[type-var]
 
 
@@ -103,7 +103,7 @@ def test_an_absent_dataset_is_named(url_and_folder: tuple[str, Path]) -> None:
 
 @pytest.mark.parametrize("form", ["2", "shards"])
 def test_a_lost_object_is_refused_before_training_begins(url_and_folder: tuple[str, Path], form: str) -> None:
-    """By the dataset that training builds first, and by the check that launchers make; with its name."""
+    """By the dataset that training builds first, and by the launchers' check; with its name."""
     url, folder = url_and_folder
     target = f"{url}/{form}.zarr"
     options: dict[str, Any] = {"zarr_format": 3, "shard": 8} if form == "shards" else {}

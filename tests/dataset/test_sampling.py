@@ -1,4 +1,4 @@
-"""Shares of datasets and tasks: what is drawn, what is reported of it, and what is refused."""
+"""Shares of datasets and tasks: what is drawn, what is reported, and what is refused."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def whole(n_episodes: int) -> Verification:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_hashes_are_of_what_a_reader_gets(source: Path, tmp_path: Path, form: str) -> None:
-    """Also of episodes that were added, whose first shard holds frames of the ones before."""
+    """Including those of appended episodes, whose first shard holds frames of earlier ones."""
     options = FORMS[form]
     path = run(source, tmp_path / "a.zarr", max_episodes=2, **options)
     assert verify(path) == whole(2)
@@ -115,7 +115,7 @@ def file_of_row(path: Path, key: str, row: int) -> Path:
 @pytest.mark.parametrize("form", FLIPPED)
 @pytest.mark.parametrize("key", ["front", "action", "timestamp"])
 def test_no_flipped_bit_passes(sets: Callable[[str], Path], tmp_path: Path, form: str, key: str) -> None:
-    """Wherever it is: the dataset is refused, or the array is named, or the bit changes nothing that anybody reads."""
+    """Wherever it is, the dataset is refused, or the array is named, or the bit changes nothing that is read."""
     path = shutil.copytree(sets(form), tmp_path / "a.zarr")
     sound, file = ReplayBuffer.open(path).read(key), file_of_row(path, key, 6)
     packed = file.read_bytes()
@@ -222,7 +222,7 @@ def test_an_array_that_is_gone_is_named(sets: Callable[[str], Path], tmp_path: P
 
 
 def without_arrays(path: Path) -> Path:
-    """As earlier versions of the converter recorded it."""
+    """As recorded by earlier versions of the converter."""
     edit_episodes(path, lambda episodes: [episode.pop("arrays") for episode in episodes])
     return path
 
@@ -264,7 +264,7 @@ def test_a_record_that_is_none_verifies_nothing(sets: Callable[[str], Path], tmp
 def test_another_decoder_is_told_from_rot(
     sets: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If all frames differ and other code unpacks them; not if some do, or numbers."""
+    """Only if all frames differ and other code unpacks them; not if some frames or numbers do."""
     path = shutil.copytree(sets("jpeg, format 2"), tmp_path / "a.zarr")
     monkeypatch.setattr(verification, "DECODER", "another")
     assert verify(path).is_complete

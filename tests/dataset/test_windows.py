@@ -11,7 +11,7 @@ from diffusion_policy.dataset.windows import cut_windows, thin_episodes, validat
 def naive_windows(
     lengths: list[int], horizon: int, pad_before: int, pad_after: int, used: list[bool]
 ) -> list[list[int]]:
-    """Every window as a list of steps: starts from -pad_before on, steps outside the episode repeat its edge."""
+    """Every window as a list of steps: starts from -pad_before on; steps outside the episode repeat its edge."""
     pad_before = min(max(pad_before, 0), horizon - 1)
     pad_after = min(max(pad_after, 0), horizon - 1)
     windows, first = [], 0

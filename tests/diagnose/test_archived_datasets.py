@@ -1,4 +1,4 @@
-"""A dataset in a zip archive, or at a URL, is found wherever a run or a log names it, and reported on as its folder."""
+"""A dataset in a zip archive, or at a URL, is found wherever a run or a log names it, and reported like its folder."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from diffusion_policy.run_log import LogStep, read_log, write_inference_log
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A converted dataset whose conversion left something out: its folder, an archive of it, one with a top folder."""
+    """A dataset whose conversion left something out: its folder, an archive, and one with a top-level folder."""
     folder = tmp_path_factory.mktemp("data")
     for number in range(3):
         write_trajectory(folder / "in", number, n_steps=12, size=(32, 18))

@@ -1,4 +1,4 @@
-"""Every trouble of a checkpoint, planted; in numbers, and in a file."""
+"""Every trouble of a checkpoint, planted in numbers and in a file."""
 
 import re
 from dataclasses import replace

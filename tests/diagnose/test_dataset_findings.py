@@ -1,4 +1,4 @@
-"""Every trouble of data, planted; in numbers, and on disk where the numbers come from."""
+"""Every trouble of data, planted in numbers and on disk."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def fault(code: FaultCode) -> PoseFault:
 
 
 def compared(**found: Any) -> dict[str, Any]:
-    """Of a dataset of 40 episodes that was compared with its hashes."""
+    """Evidence of a dataset of 40 episodes that was compared with its hashes."""
     content = Verification(**{"n_episodes": 40, "compared": 40, "cameras": ("data/image",), **found})
     return {"identities": IDENTITIES, "content": content}
 

@@ -1,4 +1,4 @@
-"""The cause behind what is seen."""
+"""The cause behind the symptoms."""
 
 from diffusion_policy.diagnose.findings import EXPLAINS, SYMPTOMS, Finding, diagnose, ok
 

@@ -1,4 +1,4 @@
-"""What one line says of data: the verdict of a check, and the warnings at the start of training."""
+"""One-line summaries of data: the verdict of a check, and the warnings at the start of training."""
 
 import importlib.util
 import logging

@@ -1,4 +1,4 @@
-"""The doctor on datasets and logs in every scale: an error that names the flag, and with the flag none."""
+"""The doctor on datasets and logs in every scale: an error that names the flag, and none with the flag."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every trouble of a log, planted; latencies that can be true; and machines that cannot work."""
+"""Every trouble of a log, planted; plausible latencies; and unusable machines."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Datasets of VPT's actions are judged by what their numbers are, and not as a robot's poses."""
+"""Datasets of VPT's actions are judged as such, and not as a robot's poses."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The advice that rests on the calibration: its numbers are the committed ones, and it is given where it belongs."""
+"""The advice that rests on the calibration: its numbers are the committed ones, and it is given where it applies."""
 
 import json
 from pathlib import Path
@@ -64,5 +64,5 @@ def test_open_loop_errors_are_judged_where_there_is_a_gripper() -> None:
     policy = {"position_mm": 80.0, "rotation_deg": 2.0, "gripper_at_transitions": 0.1}
     document = {"scores": {"policy": policy}, "episodes": [1], "shortcomings": []}
     assert only(open_loop_findings(document, "a.ckpt"), POSITION_ERROR).severity == "note"
-    policy["gripper_at_transitions"] = None  # a pose policy
+    policy["gripper_at_transitions"] = None  # as for a pose policy
     assert [finding.code for finding in open_loop_findings(document)] == ["beats-baselines"]

@@ -1,4 +1,4 @@
-"""What the doctor says of a run of reinforcement learning, which has no losses on recordings."""
+"""The doctor's findings on a run of reinforcement learning, which has no losses on recordings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(*lines: dict[str, Any]) -> RunFolder:
 def test_successes_are_compared_by_their_intervals(
     first: tuple[int, int], last: tuple[int, int], severity: str, said: str
 ) -> None:
-    """Those of the first window that is full: three lucky episodes before it are no beginning."""
+    """The first full window counts as the beginning, not three lucky episodes before it."""
     found = findings_of_run(run(line(1, 3, 3), line(2, *first), line(3, *last)))
     assert [finding.code for finding in found] == ["reinforcement", "checkpoints"]
     assert found[0].severity == severity

@@ -1,4 +1,4 @@
-"""Report and doctor open each file that they are given once, and say how far they are."""
+"""Report and doctor open each given file once, and report their progress."""
 
 import importlib
 from collections import Counter
@@ -28,7 +28,7 @@ READERS = (
 
 @pytest.fixture
 def opens(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each reader was asked for a file."""
+    """Counts how often each reader was asked for a file."""
     counts: Counter[str] = Counter()
 
     def counted(name: str, reader: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,7 +100,7 @@ def test_progress_counts_the_files(sources: Sources) -> None:
 
 
 def test_lost_frames_are_left_out_of_the_page(tmp_path: Path) -> None:
-    """A frame that does not exist is not drawn as a black one, and its loss is the finding."""
+    """A missing frame is not drawn as a black one, and its loss is the finding."""
     dataset = write_dataset(tmp_path / "set.zarr")
     (dataset / "data" / "image" / "0.0.0.0").unlink()
     verdict, page = make_report(Sources((dataset,)))

@@ -1,4 +1,4 @@
-"""A run that was stopped is diagnosed as stopped, and whoever speaks of it says the same: may it be deployed or not."""
+"""A stopped run is diagnosed as stopped, and all tools agree on whether it may be deployed."""
 
 import json
 import signal
@@ -45,7 +45,7 @@ def with_status(path: Path, lines: list[dict[str, Any]] | None = None, **changes
     ],
 )
 def test_a_run_that_has_not_made_its_epochs_is_diagnosed_as_that(tmp_path: Path, changes: dict[str, Any], says: str):
-    """Neither as a bad warm-up nor as too few updates; what it did not learn follows from it."""
+    """Not as a bad warm-up or too few updates; what it did not learn follows from being stopped."""
     found = examine_numbers(with_status(tmp_path / "some run", EARLY, **changes))
     cause = found.diagnosis.cause
     assert cause is not None
@@ -85,11 +85,11 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_report_doctor_and_comparison_agree(kind: str, tmp_path: Path) -> None:
-    """Never "deploy it" by one and "do not deploy it" by another."""
+    """Never "deploy it" from one tool and "do not deploy it" from another."""
     lines, status = KINDS[kind]
     path = with_status(tmp_path / "this one", lines, **status)
     doctor = examine_numbers(path)
-    verdict = conclude(doctor, (), open_run(path))  # of the page
+    verdict = conclude(doctor, (), open_run(path))  # the page's
     assert (verdict.level == "bad") == (doctor.exit_status == 1)
     assert verdict.sentence.startswith("Do not deploy") == (verdict.level == "bad")
     other = with_status(tmp_path / "another", [{**line, "val_image_features": 0} for line in GOOD], state="finished")
@@ -113,7 +113,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Interrupted(TrainDiffusionTransformerHybridWorkspace):
-    """Is asked to stop by SIGTERM while it writes the line of update 2, or fails there."""
+    """Receives SIGTERM while it writes the line of update 2, or fails there."""
 
     failure: BaseException | None = None
 

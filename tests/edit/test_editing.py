@@ -1,4 +1,4 @@
-"""Datasets out of datasets: every step accounted for, frames the same to the bit, sources untouched."""
+"""Datasets from datasets: every step accounted for, frames bit-equal, sources untouched."""
 
 from __future__ import annotations
 
@@ -96,7 +96,10 @@ def test_gaps_make_two_episodes_and_leave_nothing_out(one: Path, tmp_path: Path)
 
 
 def test_standing_still_at_the_ends_is_trimmed(one: Path):
-    still = [[(0, 5)], [(2, 4), (6, 12)]]  # of the two episodes: the first five steps, and the last six
+    still = [
+        [(0, 5)],
+        [(2, 4), (6, 12)],
+    ]  # the first five steps of one episode, and parts of the other including its last six
     plan = trim_idle(plan_of([ReplayBuffer.open(one)]), 0.2, lambda buffer: still)
     assert [span.steps for span in plan.kept] == [(2, 8), (0, 9)]
     assert [(gone.steps, gone.why) for gone in plan.left_out] == [((0, 2), "stands still"), ((9, 12), "stands still")]

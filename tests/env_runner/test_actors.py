@@ -1,4 +1,4 @@
-"""A policy in process: what it sees is what a recording would have shown it, and its noise belongs to the scene."""
+"""A policy in process: it sees what a recording would show, and its noise depends on the scene."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from diffusion_policy.trajectory import open_trajectory
 
 
 class Watching:
-    """Remembers what it was shown; answers its noise."""
+    """Remembers its observations, and answers with its noise."""
 
     spec, n_obs_steps, n_action_steps, sample_shape = SPEC, 2, 4, (4, 8)
     device = torch.device("cpu")
@@ -57,7 +57,7 @@ def test_noise_belongs_to_scene_and_request() -> None:
 
 
 def test_frames_are_those_of_a_recording(tmp_path: Path) -> None:
-    """Camera, JPEG and resize, as recorder and converter do it."""
+    """Camera, JPEG and resize are those of recorder and converter."""
     (folder,) = make_trajectories(tmp_path, 1, seed=0, image_size=(64, 36))
     recorded = decode_jpeg((folder / "images" / "frame_0000.jpg").read_bytes(), "frame")
     simulator, policy = tabletop(), Watching()

@@ -1,4 +1,4 @@
-"""Closed loop as a runner of training: metrics, the same scenes at every epoch, no trace in the random state."""
+"""Closed loop as a runner of training: metrics, the same scenes at every epoch, and an unchanged random state."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from diffusion_policy.spec import SpecError, read_shape_meta
 
 
 class ExpertPolicy:
-    """Plays the scripted expert through the interface of a policy: it is told the scene by the order of requests."""
+    """Plays the scripted expert through a policy's interface; it finds the scene from the order of requests."""
 
     n_obs_steps, n_action_steps, sample_shape = 2, 8, (8, 8)
     device = torch.device("cpu")

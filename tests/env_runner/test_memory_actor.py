@@ -1,4 +1,4 @@
-"""A recurrent policy in closed loop: its memory and its draws are the scene's, whoever else plays at the same time."""
+"""A recurrent policy in closed loop: its memory and draws depend on the scene, not on others played with it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def grove(max_steps: int = 4) -> Simulator:
 
 
 class Watched(MemoryActor):
-    """Remembers what it answered, by scene."""
+    """Remembers its answers, by scene."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -53,7 +53,7 @@ SCENES = {scene: 100 + scene for scene in range(5)}
 
 @pytest.mark.parametrize("greedy", [False, True])
 def test_a_scene_is_the_same_alone_and_among_others(greedy: bool) -> None:
-    """One at a time, in overlapping batches, and only the later ones, as after an interruption."""
+    """One at a time, in overlapping batches, or only the later ones as after an interruption."""
     alone = played(SCENES, 1, greedy=greedy)
     assert not np.array_equal(alone[0], alone[1])
     for other in (

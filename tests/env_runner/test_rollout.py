@@ -1,4 +1,4 @@
-"""Episodes in simulators: what is executed when, what is seen, why it failed; any Gymnasium environment will do."""
+"""Episodes in simulators: what is executed when, what is seen, why it failed; in any Gymnasium environment."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def run(simulator: Simulator, actor: Any, n_scenes: int = 1, **rules: Any) -> li
 
 
 def executed() -> list[float]:
-    """When each executed action was meant."""
+    """Returns the step that each executed action was meant for."""
     return [float(action[1]) for action in Driver.told]
 
 

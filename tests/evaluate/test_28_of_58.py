@@ -1,8 +1,8 @@
 """The naive check calls 58 of 58 real logs learned, of which 28 never complete a change of the gripper.
 
-The logs themselves are in nobody's checkout. Their counts are (27 that never close, wandering in 0.977-1.000; 1 that
-never opens; 1 that flips 83 times in 457 steps, 44 of them undone at once; 29 that open and close, 2 to 23 changes
-each), and sequences with these counts are made here, always the same. Beside them, the real logs where they are.
+The logs themselves are not in any checkout. Their counts are known (27 never close, wandering in 0.977-1.000; 1 never
+opens; 1 flips 83 times in 457 steps, 44 of them undone at once; 29 open and close, with 2 to 23 changes each), and
+sequences with these counts are generated here, always the same. The real logs are tested as well where available.
 """
 
 import json
@@ -40,7 +40,7 @@ def sequences() -> list[tuple[list[float], list[float]]]:
 
 
 def chattering(rng: np.random.Generator) -> np.ndarray:
-    """457 commands with 83 changes, of which the next one undoes 44 within two steps."""
+    """457 commands with 83 changes, 44 of which are undone by the next one within two steps."""
     dwell = np.r_[np.ones(44, dtype=int), np.full(38, 10)]
     rest = 457 - 1 - int(dwell.sum())
     dwell = np.r_[1 + rest // 2, dwell[:43], dwell[44:], dwell[43], rest - rest // 2]
@@ -86,7 +86,7 @@ def test_the_counts_are_those_of_the_real_logs(judged: Validation) -> None:
 
 
 def test_the_real_logs_say_the_same(shared_data: Path) -> None:
-    """Of the 58, 29 are kept beside the checkout."""
+    """Of the 58, 29 are kept next to the checkout."""
     expected = json.loads((shared_data / "real_logs" / "expected.json").read_text())
     of_eight = [name for name, facts in expected.items() if facts["action_dim"] == 8]
     decided = [name for name in of_eight if not expected[name]["equals_measured_gripper"]]

@@ -1,7 +1,7 @@
-"""A checkpoint knows the episodes that it was trained on, whatever became of the dataset since; or it says that not.
+"""A checkpoint knows its training episodes, whatever became of the dataset since, or states that it does not.
 
-CHANGES make another dataset of the one that was trained on; CONSUMERS evaluate the checkpoint on it and tell what they
-say of its episodes. A new consumer of held-out episodes belongs into CONSUMERS.
+CHANGES turn the training dataset into another one; CONSUMERS evaluate the checkpoint on it and return what they report
+about its episodes. A new consumer of held-out episodes belongs in CONSUMERS.
 """
 
 import json
@@ -44,7 +44,7 @@ RUN = ("training.num_epochs=1", "training.sample_every=0", "training.max_train_s
 
 
 def record(folder: Path, seeds: Sequence[int]) -> Path:
-    """Recordings, numbered in this order; each is known by its seed."""
+    """Recordings, numbered in this order, each identified by its seed."""
     for number, seed in enumerate(seeds):
         write_trajectory(folder, number, 12, SIZE, seed=seed)
     return folder
@@ -79,7 +79,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def without(path: Path, out: Path, *parts: str) -> Path:
-    """A checkpoint that lacks parts of its provenance, as those of other programs and versions do."""
+    """A checkpoint that lacks parts of its provenance, like those of other programs and versions."""
     found = read_checkpoint(path)
     write_checkpoint(
         out,
@@ -92,7 +92,7 @@ def without(path: Path, out: Path, *parts: str) -> Path:
 
 
 def bare(dataset: Path, out: Path, shift: float = 0.0, clock: bool = True) -> Path:
-    """The same numbers as another program writes them, without attributes; `shift` moves the robot's base."""
+    """The same numbers as written by another program, without attributes; `shift` moves the robot's base."""
     source = ReplayBuffer.open(dataset)
     layouts = {
         "image": image_layout(*SIZE),
@@ -110,7 +110,7 @@ def bare(dataset: Path, out: Path, shift: float = 0.0, clock: bool = True) -> Pa
     return out
 
 
-# Each gives the dataset (or several) and the seeds of its episodes in order.
+# Each returns the dataset (or several) and the seeds of its episodes in order.
 Change = Callable[[Trained, Path], tuple[Path | list[Path], Sequence[int]]]
 
 
@@ -227,7 +227,7 @@ def test_parts_of_one_recording_are_the_same_where_their_steps_overlap() -> None
     assert split.statuses([asked]) == ["trained", "held out", "trained", "unseen"]
 
 
-# What each says of the episodes it evaluated: statuses, and the text that a person reads.
+# What each reports about its episodes: statuses, and text for people.
 def open_loop(checkpoint: Path, dataset: Path, folder: Path) -> tuple[set[str], str]:
     report = evaluate_open_loop(checkpoint, dataset, sampling=Sampling(steps=1), samples=1)
     document = folder / "errors.json"

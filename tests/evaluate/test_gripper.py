@@ -1,4 +1,4 @@
-"""Verdicts: each one planted, and all real logs."""
+"""Verdicts: each one planted, and those on all real logs."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_pass_through(tmp_path: Path) -> None:
 
 
 def test_a_noisy_copy_of_the_measurement_decides_nothing(tmp_path: Path) -> None:
-    """The failure that the last digit hides: what is measured now is commanded now, with a little noise."""
+    """A failure that exact comparison misses: the command is the current measurement with a little noise."""
     noisy = (np.array(GRASP) + 0.01 * RNG.standard_normal(len(GRASP))).tolist()
     found = report(tmp_path, noisy, measured=GRASP)
     assert found.verdict == "follows the measured gripper"
@@ -74,7 +74,7 @@ def test_a_noisy_copy_of_the_measurement_decides_nothing(tmp_path: Path) -> None
 
 
 def test_a_decision_inside_a_chunk_counts(tmp_path: Path) -> None:
-    """A chunk is executed before the next one is asked for: the hand is closed by the time that a chunk begins so."""
+    """A chunk is executed before the next is requested, so the hand is already closed when a chunk begins closed."""
     log = document([1.0] * 10 + [0.0] * 10, measured=[1.0] * 10 + [0.0] * 10)
     log["steps"][0]["action"]["values"][0][-1] = 0.99
     path = tmp_path / "log.json"
@@ -173,7 +173,7 @@ def test_folders_without_logs_are_refused(tmp_path: Path) -> None:
 
 
 def write_session(path: Path, commands: list[float]) -> Path:
-    """A run's folder as this project's server writes it."""
+    """A run folder as written by this project's server."""
     path.mkdir()
     (path / "meta.json").write_text("{}")
     steps = document(commands, 2)["steps"]
@@ -249,6 +249,6 @@ def test_all_real_logs(shared_data: Path) -> None:
         elif len(facts["events"]) == 83:
             assert verdict == "chatters"
         else:
-            # In one log something else closes the hand for one step; no chunk had asked for it.
+            # In one log something else closes the hand for one step; no chunk had commanded it.
             assert (verdict != "opens and closes") == (name == "inference_log_20251124_230323.json")
             assert (verdict == "opens and closes") == (found[name]["leads_measurement"] > 0)

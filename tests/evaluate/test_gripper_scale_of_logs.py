@@ -1,4 +1,4 @@
-"""Logs in every scale of the gripper: no verdict without it, the right one with it; and logs with holes."""
+"""Logs in every gripper scale: no verdict without it, the right one with it; and logs with gaps."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from diffusion_policy.evaluate.gripper import GripperReport, Unreadable, judge_f
 from diffusion_policy.evaluate.gripper_table import validate_logs
 from diffusion_policy.gripper_scale import parse_scales
 
-# What a gripper may do in a log, 0 closed .. 1 open, and the verdict on it.
+# Gripper sequences of a log, 0 closed .. 1 open, and their verdicts.
 BEHAVIOURS = {
     "opens and closes": GRASP,
     "never closes": [0.98, 1.0, 0.99] * 12,
@@ -39,7 +39,7 @@ def in_scale(tmp_path: Path, name: str, values: list[float], generation: int = 2
 def test_a_foreign_scale_gets_no_firm_word_until_it_is_declared(tmp_path: Path, name: str, verdict: str) -> None:
     path = in_scale(tmp_path, name, BEHAVIOURS[verdict])
     found = judged(path)
-    if found.gripper_scale is not None:  # it stays near 1: the same numbers as an open gripper of 0..1
+    if found.gripper_scale is not None:  # it stays near 1, like an open gripper in 0..1
         assert found.gripper_scale == "open1"
         assert found.gripper_min is not None
         assert found.gripper_min > 0.95
@@ -71,7 +71,7 @@ def test_the_flag_that_is_proposed_settles_it(tmp_path: Path, name: str) -> None
     proposed = found.reason.split("--gripper-scale ")[1].split()[0]
     again = judged(tmp_path / "log.json", proposed)
     assert again.scale_origin == "declared"
-    if "0.03" not in name:  # of a width that closes at 3 cm the range does not tell where closed is
+    if "0.03" not in name:  # for a width that closes at 3 cm, the range does not show where closed is
         assert again.verdict == "opens and closes"
 
 

@@ -66,7 +66,7 @@ def test_a_copycat_fails_where_decisions_are_due() -> None:
     command = np.array([1.0] * 10 + [0.0] * 10)
     recorded = np.stack([np.pad(command, (0, 4), mode="edge")[i : i + 4] for i in range(20)])
     copied = np.repeat(command[:, None], 4, axis=1)
-    # Chunks 7, 8, 9 hold the closing: a copycat is wrong in their last 1, 2, 3 of 4 actions.
+    # Chunks 7, 8, 9 hold the closing: a copycat is wrong in their last 1, 2 and 3 of 4 actions.
     assert transition_error(copied, recorded) == pytest.approx(6 / 12)
     assert transition_error(recorded, recorded) == 0.0
     assert transition_error(np.ones((3, 4)), np.ones((3, 4))) is None

@@ -29,7 +29,7 @@ def report(tiny_checkpoint: Path, recorded_zarr: Path) -> OpenLoopReport:
 
 
 def predicting(report: OpenLoopReport, offset: float) -> OpenLoopReport:
-    """The same report, had the policy predicted the recording, ``offset`` meters off and more in later episodes."""
+    """The report of a policy that predicts the recording, ``offset`` meters off and more so in later episodes."""
     episodes = tuple(
         dataclasses.replace(
             episode, samples=np.stack([episode.recorded + offset * (1 + i / 10) * (np.arange(8) == 0)] * 2)
@@ -82,7 +82,7 @@ def test_the_table_says_where_and_how_sure(report: OpenLoopReport) -> None:
 
 
 def test_samples_of_one_event_are_not_several_events(report: OpenLoopReport) -> None:
-    """Sixteen predictions of eight events say as much as eight do."""
+    """Sixteen predictions of eight events carry as much information as eight."""
     events = predicting(report, 0.0).scores[POLICY].to_json()["events"]
     assert (len(events["matched"]), events["samples"]) == (16, 2)
     assert events["recall_interval"] == wilson_interval(8, 8)

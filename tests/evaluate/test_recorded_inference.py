@@ -1,4 +1,4 @@
-"""A checkpoint over recorded episodes: what the policy sees, what the log holds, what is refused."""
+"""A checkpoint on recorded episodes: what the policy sees, what the log holds, what is refused."""
 
 import hashlib
 import shutil
@@ -142,7 +142,7 @@ def test_refuses_data_of_another_meaning(tiny_checkpoint: Path, tmp_path: Path) 
     root = zarr.open_group(str(path), mode="r+")
     sound = open_recorded(tiny_checkpoint, path)[0].buffer.rows("action")
     label = dict(root.attrs["action_semantics"])
-    # A gripper that is labeled the other way round is read as it is labeled: what it means is known.
+    # A gripper labeled with the opposite polarity is read as labeled, since its meaning is known.
     root.attrs["action_semantics"] = {**label, "gripper": {"open": 0.0, "closed": 1.0}}
     turned = open_recorded(tiny_checkpoint, path)[0].buffer.rows("action")
     np.testing.assert_array_equal(turned[:, -1], 1 - sound[:, -1])

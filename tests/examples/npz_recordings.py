@@ -1,4 +1,4 @@
-"""A recording format of one's own: a folder with a NumPy archive an episode, frames included."""
+"""A custom recording format: a folder with one NumPy archive per episode, including frames."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class NpzFrames:
 
 @dataclass(frozen=True)
 class NpzRecording:
-    """One episode; `recording.contract.Recording` says what each attribute is."""
+    """One episode; see `recording.contract.Recording` for the attributes."""
 
     path: Path  # the archive's without its suffix: names end in their number
     arrays: Mapping[str, NDArray[Any]]
@@ -95,7 +95,7 @@ class NpzRecording:
 
 @dataclass(frozen=True)
 class NpzRecordings:
-    """The episodes of a folder."""
+    """The episodes in a folder."""
 
     folder: Path
     account = {}  # noqa: RUF012

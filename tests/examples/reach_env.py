@@ -1,4 +1,4 @@
-"""A simulator of one's own, as small as it can be: an arm that is done once its hand is at the target."""
+"""A minimal custom simulator: an arm that is done once its hand is at the target."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STEP_M, NEAR_M, MAX_STEPS = 0.05, 0.03, 40
 
 
 class ReachEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
-    """The hand goes to the commanded position, at most 5 cm a step; the target is the bright square of the image."""
+    """The hand goes to the commanded position, at most 5 cm per step; the target is the bright square of the image."""
 
     def __init__(self, image_size: tuple[int, int] = (40, 36)) -> None:
         self.width, self.height = image_size

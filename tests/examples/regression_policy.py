@@ -50,7 +50,7 @@ class StepRegressor(nn.Module):
 
 
 class RegressionPolicy(PolicyModule):
-    """Answers the mean action of the demonstrations; every option is an attribute of the same name."""
+    """Predicts the mean action of the demonstrations; every option is an attribute of the same name."""
 
     tensors: ClassVar[PolicyTensors] = TENSORS
 
@@ -62,7 +62,7 @@ class RegressionPolicy(PolicyModule):
         n_obs_steps: int,
         crop_shape: Sequence[int],
         hidden: int = 256,
-        eval_fixed_crop: bool = True,  # the center outside training; the proof of a growth sets it
+        eval_fixed_crop: bool = True,  # center crop outside training; set by the proof of a growth
     ) -> None:
         super().__init__()
         self.shape_meta, self.spec = shape_meta, read_shape_meta(shape_meta)

@@ -1,4 +1,4 @@
-"""A check of one's own: whether a served policy answers the same chunk again and again, whatever it observes."""
+"""A custom check: whether a served policy answers with the same chunk repeatedly, whatever it observes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MANY = 5
 
 @dataclass(frozen=True)
 class RepeatEvidence:
-    """Longest run of equal consecutive answers, among how many answers of which log."""
+    """The longest run of equal consecutive answers, the number of answers, and the log's name."""
 
     longest: int
     answers: int
@@ -22,7 +22,7 @@ class RepeatEvidence:
 
 
 def look_at_repeats(log: RunLog) -> RepeatEvidence:
-    """The evidence that a log gives: the only part that reads."""
+    """Returns the evidence of a log; the only part that reads."""
     longest = run = min(1, len(log.actions))
     for before, after in zip(log.actions, log.actions[1:], strict=False):
         run = run + 1 if np.array_equal(before, after) else 1

@@ -1,4 +1,4 @@
-"""Datasets and runs go out as LeRobot sets, and come back equal; other people's checker accepts them."""
+"""Datasets and runs are exported as LeRobot sets and come back equal; a third-party checker accepts them."""
 
 import json
 import os
@@ -180,7 +180,7 @@ def test_another_checker_accepts_it(tmp_path: Path, made: Callable[[Path], Repla
         assert f"[PASS] {check}" in said
 
 
-# What LeRobot itself gives of each step, as an archive of arrays.
+# What LeRobot itself returns for each step, as an archive of arrays.
 READ_BY_LEROBOT = """
 import sys
 import numpy as np

@@ -1,4 +1,4 @@
-"""diffusion_policy.export.onnx_policy: the graph is the policy, and what cannot be one is refused by name."""
+"""diffusion_policy.export.onnx_policy: the graph equals the policy, and a policy that cannot be one is refused."""
 
 import json
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""Make reference_policy.json anew: what this project's policy holds and computes, once shown equal to the reference.
+"""Regenerate reference_policy.json: this project's policy's contents and outputs, once shown equal to the reference.
 
     python tests/golden/make.py
 
 First runs tests/policy/test_reference_parity.py, which compares the policy with numbers that the reference itself
-computed (names and shapes of two sizes, features, predicted noise, DDIM and DDPM actions within 1e-5); where those are
-not at hand, or differ, nothing is written. Then names, shapes and outputs of the policies of golden_policy.py are
-written, so that every checkout can be held to the same names and numbers.
+computed (names and shapes of two sizes, features, predicted noise, DDIM and DDPM actions within 1e-5); if those are
+not available, or differ, nothing is written. Then names, shapes and outputs of the policies of golden_policy.py are
+written, so that every checkout can be tested against the same names and numbers.
 """
 
 import json
@@ -24,7 +24,7 @@ PARITY = HERE.parent / "policy" / "test_reference_parity.py"
 
 
 def check_parity() -> None:
-    """Leave with a message unless every comparison with the reference ran and passed."""
+    """Exits with a message unless every comparison with the reference ran and passed."""
     command = [sys.executable, "-m", "pytest", "-q", "-rs", str(PARITY)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     last = finished.stdout.strip().splitlines()[-1]
@@ -33,7 +33,7 @@ def check_parity() -> None:
 
 
 def main() -> None:
-    """Compare, then write."""
+    """Compares, then writes."""
     check_parity()
     names = {}
     for size in SIZES:

@@ -206,11 +206,11 @@ def checkpoint_that_is_text(folder: Path, command: str) -> Path:
     return plain_file(folder, "hostile.ckpt", f"#!/bin/sh\n{command}\n".encode())
 
 
-# PyTorch's format from before 1.6.
+# PyTorch's format before 1.6.
 
 
 def legacy(folder: Path, *parts: bytes, data: bytes = b"", facts: bytes | None = None) -> Path:
-    """Such a file of a content by hand; `parts` are its program and its list of storages."""
+    """Such a file with handmade content; `parts` are its program and its list of storages."""
     head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001)]
     system = facts or pickle.dumps({"protocol_version": 1001, "little_endian": True}, 2)
     return plain_file(folder, "hostile.ckpt", b"".join([*head, system, *parts]) + data)

@@ -1,6 +1,6 @@
-"""What the corpus of hostile files is made with: pickles assembled by hand, and archives around them.
+"""Tools for the corpus of hostile files: pickles assembled by hand, and archives around them.
 
-`assemble` and its letters can say what no honest pickler would.
+`assemble` and its opcodes can express what no honest pickler would.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 @dataclass(frozen=True)
 class Case:
-    """One hostile file: how it is written, what must be in the refusal, and through which reader it comes."""
+    """One hostile file: how it is written, what the refusal must contain, and which reader opens it."""
 
     name: str
     write: Callable[[Path, str], Path]  # (folder, shell command that creates the canary) -> the file
@@ -30,7 +30,7 @@ Writer = Callable[[Path, str], Path]
 
 
 def entering(cases: list[Case]) -> Callable[..., Callable[[Writer], Writer]]:
-    """A decorator that enters a function into a part of the corpus under its own name."""
+    """A decorator that adds a function to a part of the corpus under its own name."""
 
     def case(refusal: str, reader: str = "checkpoint") -> Callable[[Writer], Writer]:
         def enter(write: Writer) -> Writer:

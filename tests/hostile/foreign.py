@@ -1,6 +1,6 @@
-"""Files of other programs with harm inside their nesting: each is refused in one sentence, or inspected in little time.
+"""Files of other programs with harm in their nesting: each is refused in one sentence, or inspected quickly.
 
-`REFUSED` and `BORNE` are by name: a writer, and for the refused words of the refusal.
+`REFUSED` and `BORNE` map names to a writer and, if refused, to words of the refusal.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def program(make: Callable[[str], bytes]) -> Writer:
 
 
 def stacked(module: str, name: str) -> bytes:
-    """A name by STACK_GLOBAL, which may have any letters."""
+    """A name by STACK_GLOBAL, which may have any characters."""
     return text(module) + text(name) + b"\x93"
 
 
 def nested(levels: int) -> Writer:
-    """A dictionary in a dictionary, deeper than any recursion goes."""
+    """Nested dictionaries, deeper than any recursion limit."""
     program = assemble(b"".join(b"}" + text("model") for _ in range(levels)), b"}", b"s" * levels)
     return lambda folder, command: archive(folder, program)
 

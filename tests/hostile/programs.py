@@ -1,4 +1,4 @@
-"""Pickles that would run something, or take memory and time without end."""
+"""Pickles that would run something, or take unlimited memory or time."""
 
 from __future__ import annotations
 

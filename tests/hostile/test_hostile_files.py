@@ -1,6 +1,6 @@
 """Every file of the corpus is refused in one sentence; nothing in it runs, and memory and time stay small.
 
-The canary is a file that the programs in the corpus would create. It is proved to sing first: opened the way that most
+The canary is a file that the programs in the corpus would create. It is first shown to work: opened the way that most
 code opens checkpoints, the same files do create it.
 """
 
@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="module", autouse=True)
 def libraries_are_loaded():
-    """So that the memory of a case is its own."""
+    """Isolates the memory of a case."""
     import diffusers.schedulers.scheduling_ddpm
 
     import diffusion_policy.policy.diffusion_transformer_hybrid_image_policy  # noqa: F401

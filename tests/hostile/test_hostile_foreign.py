@@ -1,4 +1,4 @@
-"""Hostile files of other programs, through the readers that take them: inspected or refused, never run, never long."""
+"""Hostile files of other programs, through their readers: inspected or refused, never run, and never slow."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Python runs this at its start where a test puts this folder on PYTHONPATH: Ctrl-C comes once the process is at work.
+"""Python runs this at startup if a test puts this folder on PYTHONPATH: it sends Ctrl-C once the process is at work.
 
 INTERRUPT_AT=MODULE:FUNCTION[:N], or MODULE:CLASS.METHOD[:N]: SIGINT at its N-th call (the first by default), to all
-processes of the terminal's foreground group: to the one that the test started, whose session this is.
+processes of the terminal's foreground group: the one that the test started, in its own session.
 """
 
 import functools
@@ -38,7 +38,7 @@ def plant(module: ModuleType) -> None:
 
 
 class Finder:
-    """Plants it when the module has been imported."""
+    """Installs the interruption once the module has been imported."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         if name != MODULE:

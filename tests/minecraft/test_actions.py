@@ -72,7 +72,8 @@ def test_every_joint_action_that_means_something_comes_back():
     joint = {"buttons": np.arange(N_BUTTONS), "camera": rng.integers(0, N_CAMERA, N_BUTTONS)}
     again = to_joint(to_factored(joint))
     factored = to_factored(joint)
-    # An odd number says that the camera moves; with both bins in the middle it does not, and the number below says so.
+    # An odd number means that the camera moves; with both bins in the middle it does not, and the number below means
+    # that.
     moves = (factored.camera != MIDDLE).any(axis=-1)
     expected = np.where((joint["buttons"] < N_BUTTONS - 1) & ~moves, joint["buttons"] // 2 * 2, joint["buttons"])
     np.testing.assert_array_equal(again["buttons"], expected)

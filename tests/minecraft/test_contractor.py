@@ -1,4 +1,4 @@
-"""Lines of contractors' recordings, and recordings of the grove that are written as such."""
+"""Lines of contractors' recordings, and recordings of the grove in the same format."""
 
 from __future__ import annotations
 

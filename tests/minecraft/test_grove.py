@@ -49,7 +49,7 @@ def test_the_expert_finishes_every_seed_with_actions_that_vpt_can_say(task: str)
 
 @pytest.mark.parametrize("episode", [3, 22])
 def test_the_expert_gets_past_what_it_slides_along_and_what_hides_its_target(episode: int):
-    """A tree that it slid along a millimeter a tick, and a sheep that came to a rest before the rock."""
+    """A tree that it slid along a millimeter per tick, and a sheep that came to rest in front of the rock."""
     rng = np.random.default_rng([7, episode])
     world, expert = draw_world(TASKS["stone"], rng), Expert(rng, 0.0)
     while not world.done and world.ticks < 200:
@@ -161,7 +161,7 @@ def test_actions_of_another_space_are_refused(action: np.ndarray):
 
 
 class _OldGym:
-    """The part of MineDojo's interface that is used: gym 0.21's."""
+    """The part of MineDojo's interface that is used, which is gym 0.21's."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings, self.steps, self.taken = settings, 0, []

@@ -42,10 +42,10 @@ def _pressed(action) -> set[str]:
 
 
 def _reachable(seed: int):
-    """Every joint button action that differs from others by more than the camera, each with some turn."""
+    """Every joint button action that differs from others in more than the camera, each with some turn."""
     numbers = np.arange(0, N_BUTTONS, len(GROUPS["camera"]))
     turns = np.random.default_rng(seed).integers(0, N_CAMERA, len(numbers))
-    # The number after has the same buttons, and its camera moves; after the inventory's there is none.
+    # The next number has the same buttons with a moving camera; the inventory's has none.
     factored = to_factored({"buttons": np.minimum(numbers + 1, N_BUTTONS - 1), "camera": turns})
     yield from (to_environment(Factored(*row)) for row in zip(*factored, strict=True))
 
@@ -95,7 +95,7 @@ def test_the_table_of_losses_counts_what_single_actions_lose(space: MineDojoSpac
     # Of 2 x 3 choices of jump and sneak or sprint, one is jump with sneak and one jump with sprint.
     assert table["sneak"] == table["sprint"] == 8640 // 6
     assert table["inventory"] == 1
-    # use, drop and attack are a choice each: use is lost beside attack (1/4), drop beside one of both (3/8)
+    # use, drop and attack are one choice each: use is lost with attack (1/4), drop with either (3/8)
     assert (table["use"], table["drop"]) == (8640 // 4, 8640 * 3 // 8)
     assert ("a hotbar button beside attack, use or drop" in table) == (space.hotbar == "equip")
     assert table.get("a turn between two bins of the camera", 0) == sum(

@@ -1,4 +1,4 @@
-"""Convolutions that are fast on a CPU give what torch's own give, to rounding."""
+"""Fast CPU convolutions give the same results as torch's, up to rounding."""
 
 import copy
 
@@ -13,7 +13,7 @@ from diffusion_policy.model.cpu.convolution import Convolution
 
 pytestmark = needs_kernels
 
-# Of the largest number.
+# Relative to the largest number.
 ROUNDING = 2e-5
 
 
@@ -59,7 +59,7 @@ def test_images_without_gradient_and_a_model_in_eval_mode():
     assert use_fast_layers(fast) is None
     images = torch.randn(2, 128, 10, 12)
     expected = layer(images)
-    assert not torch.equal(fast(images), expected)  # else nothing here proves anything
+    assert not torch.equal(fast(images), expected)  # otherwise this test proves nothing
     fast(images).sum().backward()
     assert all(p.grad is not None for p in fast.parameters())
     with torch.inference_mode():
@@ -85,7 +85,7 @@ def test_many_images_are_brought_to_points_in_several_goes(monkeypatch):
         (128, 64, 3, 1, 6, 9),  # a small map: one product
         (64, 96, 3, 2, 11, 18),
         (64, 32, 1, 2, 11, 18),
-        (64, 40, 3, 2, 11, 18),  # channels that make no whole strips: the library's
+        (64, 40, 3, 2, 11, 18),  # channels that do not fill whole strips: the library's
         (3, 64, 7, 2, 31, 42),
     ],
 )
@@ -97,7 +97,7 @@ def test_frozen_weights(n_inputs, n_outputs, size, stride, height, width):
     images = torch.randn(2, n_inputs, height, width)
     with torch.inference_mode():
         exact = copy.deepcopy(direct).double()(images.double())
-        for _ in range(2):  # what is kept of the weights, too
+        for _ in range(2):  # also with cached weights
             found = frozen(images)
             assert found.shape == exact.shape
             assert (found - exact).abs().max() < ROUNDING * exact.abs().max()

@@ -9,7 +9,7 @@ from diffusion_policy.model.image_augmentation import ColorJitter, CropRandomize
 
 
 def numbered(n: int, height: int, width: int) -> torch.Tensor:
-    """Images whose pixels say where they came from."""
+    """Images whose pixels encode their position."""
     return torch.arange(height * width).float().reshape(1, 1, height, width).expand(n, 3, -1, -1)
 
 

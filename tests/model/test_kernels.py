@@ -1,4 +1,4 @@
-"""The compiled kernels compute what torch's layers compute, to rounding, and say so where they cannot be used."""
+"""The compiled kernels compute what torch's layers compute, up to rounding, and report where they cannot be used."""
 
 import copy
 import importlib.util
@@ -18,13 +18,13 @@ from diffusion_policy.model.obs_encoder import ResNet18Conv
 
 pytestmark = needs_kernels
 
-# Of the largest number.
+# Relative to the largest number.
 ROUNDING = 2e-6
 
 
 def norm_of(channels: int) -> GroupNorm:
     norm = GroupNorm(channels)
-    nn.init.normal_(norm.weight)  # of both signs: a norm turns maxima to minima
+    nn.init.normal_(norm.weight)  # of both signs: a norm can turn maxima into minima
     nn.init.normal_(norm.bias)
     return norm
 
@@ -88,7 +88,7 @@ def test_product_of_few_rows(rows, depth, strips, with_bias, then):
     call = kernels.prepare_product(x, kernels.strips_of(matrix), out, bias if with_bias else None, then=then)
     call()
     assert (out - exact).abs().max() < 1e-5 * max(1, exact.abs().max())
-    x.zero_()  # a prepared call sees what its tensors hold when it is made
+    x.zero_()  # a prepared call sees what its tensors hold when it is called
     out.zero_()
     call()
     expected = bias.expand_as(out) if with_bias else torch.zeros_like(out)
@@ -101,7 +101,7 @@ def test_product_of_few_rows(rows, depth, strips, with_bias, then):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.sampled_from(kernels.THEN))
 def test_product_in_bf16(rows, depth, strips, with_bias, then):
-    """What is multiplied is rounded as torch rounds it; nothing else is."""
+    """Factors are rounded as in torch; nothing else is."""
     torch.manual_seed(rows + depth + strips)
     depth *= 16
     x, matrix, bias = torch.randn(rows, depth), torch.randn(depth, 16 * strips).bfloat16(), torch.randn(16 * strips)

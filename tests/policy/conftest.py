@@ -1,4 +1,4 @@
-"""A policy small enough to be made in every test."""
+"""A policy small enough to be built in every test."""
 
 from collections.abc import Callable
 from typing import Any

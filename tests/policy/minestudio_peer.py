@@ -1,7 +1,7 @@
-"""MineStudio's VPT, asked in an environment of its own: python minestudio_peer.py QUESTION.npz WEIGHTS ANSWER.npz.
+"""MineStudio's VPT, queried in its own environment: python minestudio_peer.py QUESTION.npz WEIGHTS ANSWER.npz.
 
 Run by test_minestudio_peer.py with the interpreter that MINESTUDIO_PYTHON names. Only the network, the coding of
-actions and the quantizer are loaded, without the packages around them: those ask for a simulator, Ray and Lightning.
+actions and the quantizer are loaded, without the packages around them: which require a simulator, Ray and Lightning.
 """
 
 import importlib.util
@@ -64,7 +64,7 @@ def network(asked: dict[str, np.ndarray], weights: str) -> dict[str, np.ndarray]
         frames, first = (torch.from_numpy(asked[f"{part}/{number}"]) for part in ("frames", "first"))
         (latent, _), state = net({"image": frames}, state, {"first": first})
         found[f"latent/{number}"] = latent.numpy()
-        for place, part in enumerate(state):  # mask, keys and values of one block after another
+        for place, part in enumerate(state):  # mask, keys and values, block after block
             found[f"{('mask', 'keys', 'values')[place % 3]}/{number}/{place // 3}"] = part.numpy()
     return found
 

@@ -1,4 +1,4 @@
-"""What is asked of a policy, tried with one that shares nothing with diffusion: it answers the mean action."""
+"""The policy contract, tested with a policy that shares nothing with diffusion and answers the mean action."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One default sampler, wherever a policy is sampled; and a word where one runs that training did not measure with."""
+"""One default sampler wherever a policy is sampled, and a note if it is not the one used in training."""
 
 import argparse
 import dataclasses

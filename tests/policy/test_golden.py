@@ -1,4 +1,4 @@
-"""Names and numbers of released checkpoints' policy, held on every checkout; tests/golden/make.py says how made."""
+"""Names and numbers of the released checkpoints' policy, tested on every checkout; see tests/golden/make.py."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def found() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("size", "n_keys"), [("tiny", 187), ("full", 295)])
 def test_names_shapes_and_order(golden: Golden, size: str, n_keys: int) -> None:
-    """211 and 319 names of a file less the 24 of the normalizer, which it has from the first fit on."""
+    """211 and 319 names in a file, less the normalizer's 24, which exist only after the first fit."""
     with torch.device("meta"):
         state = golden_policy.make_policy(size).state_dict()
     assert len(golden[size]) == n_keys
@@ -39,7 +39,7 @@ def test_numbers(golden: Golden, found: dict[str, torch.Tensor], name: str) -> N
 
 
 def test_the_numbers_tell_policies_apart(golden: Golden) -> None:
-    """None is constant, saturated or blind to the picture: a policy with other heads misses them."""
+    """No output is constant, saturated or independent of the picture; a policy with other heads fails."""
     for name, shape in (("features", (4, 72)), ("predicted_noise", (2, 16, 7)), ("ddim8", (2, 16, 7))):
         values = torch.tensor(golden[name]).reshape(shape)
         assert values.std() > 0.01
@@ -48,4 +48,4 @@ def test_the_numbers_tell_policies_apart(golden: Golden) -> None:
     for layer in policy.model.decoder.layers:
         layer.self_attn.num_heads, layer.self_attn.head_dim = 8, 8
     moved = golden_policy.outputs(policy)["predicted_noise"].flatten() - torch.tensor(golden["predicted_noise"])
-    assert moved.abs().max() > 1e-4  # ten times what is tolerated
+    assert moved.abs().max() > 1e-4  # ten times the tolerance

@@ -1,4 +1,4 @@
-"""The head for MineDojo's slots: its names, its targets, its way back, and its place beside VPT's own head."""
+"""The head for MineDojo's slots: its names, its targets, its decoding, and its place next to VPT's own head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MineStudio's VPT beside ours: the same weights and frames, the same joint actions, in an environment of its own.
+"""MineStudio's VPT, in its own environment, compared with ours: same weights and frames, same joint actions.
 
 python3.11 -m venv ENV && ENV/bin/pip install --no-deps minestudio==1.1.6 gym==0.26.2 gym-notices cloudpickle
 ENV/bin/pip install torch "numpy<2" gymnasium gym3 einops omegaconf rich attrs huggingface_hub
@@ -55,7 +55,7 @@ def python() -> str:
 def policy() -> MinecraftAgentPolicy:
     torch.manual_seed(0)
     made = MinecraftAgentPolicy(SETTINGS).eval()
-    for parameter in made.parameters():  # also norms and biases, which a fresh policy has at 1 and 0
+    for parameter in made.parameters():  # including norms and biases, which are 1 and 0 in a fresh policy
         parameter.data += 0.2 * torch.randn_like(parameter)
     return made
 

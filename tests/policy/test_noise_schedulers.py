@@ -1,4 +1,4 @@
-"""Noise schedulers: one made with the options of another, and what loading them leaves out."""
+"""Noise schedulers: one built with another's options, and what loading them leaves out."""
 
 import inspect
 import subprocess
@@ -21,7 +21,7 @@ def test_the_paths_are_those_of_the_classes():
 
 @pytest.mark.parametrize("first", KINDS)
 def test_it_is_what_from_config_makes_there_and_back(first):
-    """Options that the one in between lacks (the first's `variance_type`, `clip_sample`) come back."""
+    """Options that the intermediate one lacks (the first's `variance_type`, `clip_sample`) come back."""
     known = inspect.signature(first.__init__).parameters
     given = first(**{name: value for name, value in GIVEN.items() if name in known})
     for second in KINDS:

@@ -1,4 +1,4 @@
-"""diffusion_policy.policy.previous_chunk: an answer goes on where the last one leads, whatever denoises it."""
+"""diffusion_policy.policy.previous_chunk: an answer continues where the last one leads, with any denoiser."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ SPREAD = 0.1  # of the chunks around each of the two ways
 
 
 class TwoWays(nn.Module):
-    """The optimal denoiser of chunks that go one way or the other around an obstacle, each as often.
+    """The optimal denoiser for chunks that pass an obstacle on either side equally often.
 
     Their mean is +- ``path``, (T, S), their deviation from it SPREAD, so the mean of the clean sample is known exactly.
     """
@@ -50,7 +50,7 @@ def transformer(make_policy: Maker, prediction: str = "epsilon", **options: Any)
 
 
 def unet(make_policy: Maker, prediction: str = "epsilon", **options: Any) -> Any:
-    """With the normalizer of the other."""
+    """Gives it the other's normalizer."""
     other = transformer(make_policy)
     torch.manual_seed(0)
     kept = {name: getattr(other, name) for name in ("shape_meta", "horizon", "n_action_steps", "n_obs_steps")}
@@ -69,7 +69,7 @@ def draws(policy: Any, seed: int, batch: int) -> dict[str, Any]:
 
 
 def rest_of(policy: Any, answer: Tensor, executed: int, overlap: int | None = None) -> Tensor:
-    """What is left of an answer (B, T, Da) after so many of its executed steps."""
+    """Returns what is left of an answer (B, T, Da) after this many executed steps."""
     rest = answer[:, policy.first_executed + executed :]
     return rest if overlap is None else rest[:, :overlap]
 
@@ -97,7 +97,7 @@ def test_the_way_that_was_begun_is_continued(
     assert (way(first) == -1).any(), "both ways are taken"
     assert (way(plain) != way(first)).any(), "sampled anew, some take the other way"
     assert (way(held) != way(first)).sum() <= 0.1 * (way(plain) != way(first)).sum()
-    now = policy.first_executed + committed  # the new answer's first step of its own
+    now = policy.first_executed + committed  # the new answer's first uncommitted step
     expected = first[:, now + executed - 1]
     torch.testing.assert_close(held[:, now - 1], expected, rtol=1e-5, atol=1e-5)
     jumps = [(answer[:, now] - first[:, now + executed]).norm(dim=-1).mean() for answer in (held, plain)]

@@ -51,7 +51,7 @@ def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
 def test_features_and_noise(
     policy: DiffusionTransformerHybridImagePolicy, which: str, obs: Numbers, numbers: Numbers
 ) -> None:
-    """Through the parts that users' code reaches into: normalizer, obs_encoder, model."""
+    """Through the parts that users' code accesses: normalizer, obs_encoder, model."""
     normalized = policy.normalizer.normalize({**obs, "image": obs["image"].float() / 255})
     with torch.no_grad():
         features = policy.obs_encoder({key: value.flatten(0, 1) for key, value in normalized.items()})

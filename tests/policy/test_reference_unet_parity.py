@@ -26,7 +26,7 @@ from diffusion_policy.workspace.updates import Updates
 Numbers = dict[str, Tensor]
 NAMES = ("unet_7d_tiny", "unet_7d_inpaint")
 NORMALIZER = "normalizer."
-# Softmax does not see this bias: its gradient is zero but for rounding.
+# Softmax does not see this bias: its gradient is zero up to rounding.
 UNSEEN = "pool.nets.bias"
 
 
@@ -83,7 +83,7 @@ def close(found: Tensor, expected: Tensor, bar: float) -> None:
 
 @pytest.mark.parametrize("which", ["model", "ema_model"])
 def test_outputs_are_the_reference_s(checkpoint: Checkpoint, numbers: Numbers, which: str) -> None:
-    """Features, prediction, and both samplers, by the bars that the reference keeps against itself."""
+    """Features, prediction, and both samplers, within the reference's own variation."""
     policy = load_policy(checkpoint, which=which)
     obs = observations(numbers, "obs.")
     normalized = policy.normalizer.normalize({**obs, "image": obs["image"].float() / 255})
@@ -124,7 +124,7 @@ def test_loss_and_gradients_are_the_reference_s(
 
 
 class Given:
-    """The random numbers of recorded updates, in the place of `NoiseSampler`."""
+    """The random numbers of recorded updates, instead of `NoiseSampler`."""
 
     def __init__(self, numbers: Numbers) -> None:
         self._numbers = numbers
@@ -136,7 +136,7 @@ class Given:
 
 @pytest.mark.slow
 def test_updates_are_the_reference_s(checkpoint: Checkpoint, folder: Path, name: str, repository: Path) -> None:
-    """Optimizer, schedule and average of the checkpoint's own config, through the one training loop's parts."""
+    """Optimizer, schedule and average of the checkpoint's own config, through the parts of the training loop."""
     path = folder / f"{name}_train.npz"
     numbers, watch, cfg = arrays(path), words(path, "watch"), checkpoint.cfg
     live, averaged = (load_policy(checkpoint, which=which) for which in ("model", "ema_model"))

@@ -28,7 +28,7 @@ from diffusion_policy.tensor_file import open_tensor_file
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "vpt"
 needs_golden = pytest.mark.skipif(not SHARED.is_dir(), reason="numbers that upstream computed are not on this machine")
-# Upstream against itself moves by 7e-4, 2e-5 and 2e-4 with another number of threads; the smallest mistake by 2e-3.
+# Upstream itself varies by 7e-4, 2e-5 and 2e-4 with another number of threads; the smallest mistake by 2e-3.
 LOGITS, VALUES, STATES = 1e-3, 2e-4, 1e-3
 TINY = VPTSettings(
     hidsize=16, impala_width=1, impala_chans=(2, 2, 2), n_recurrence_layers=2, attention_heads=2,
@@ -121,7 +121,7 @@ def test_resets_inside_a_chunk_are_honored_however_it_is_cut(
 @needs_golden
 @torch.no_grad()
 def test_a_reset_that_upstream_ignores_is_honored(golden: dict[str, np.ndarray], upstream: MinecraftAgentPolicy):
-    """Case D: upstream reads the first column only, so a reset at the third frame changes nothing there."""
+    """Case D: upstream reads only the first column, so a reset at the third frame has no effect there."""
     state, frames = upstream.initial_state(2), chunk(golden, 1)
     first = torch.from_numpy(golden["D/first"])
     (_, values, _), _ = upstream(frames, first, state)

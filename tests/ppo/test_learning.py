@@ -34,7 +34,7 @@ def learner(policy: VPTImagePolicy, rate: float = 0.005, **changes: Any) -> Lear
 
 
 def test_a_rollout_is_what_its_frames_say_whole_or_in_chunks() -> None:
-    """Log-probabilities and values of acting, one frame at a time, are those of whole rows with resets inside."""
+    """Log-probabilities and values of acting, one frame at a time, equal those of whole rows with resets inside."""
     policy = cue_policy()
     policy.value_head.normalizer.update(torch.tensor([[1.0, 4.0]]))
     rollout = collected(policy)
@@ -108,7 +108,7 @@ def test_the_value_head_learns_alone_while_it_warms_up() -> None:
 
 
 def test_what_a_cue_said_is_remembered_over_chunks_that_do_not_hold_it() -> None:
-    """Chunks of two frames, a cue three before the question: without the memory half of the answers are wrong."""
+    """With chunks of two frames and a cue 3 frames before the question, half the answers are wrong without memory."""
     policy = cue_policy()
     learns, episodes = learner(policy), LastEpisodes(64)
     collector = Collector(games(policy, 16), policy, 0)

@@ -1,4 +1,4 @@
-"""LeRobot datasets that are cut, damaged or made to harm: one error that names file and column, and no crash."""
+"""LeRobot datasets that are truncated, damaged or malicious: one error that names file and column, and no crash."""
 
 import json
 import resource
@@ -20,9 +20,9 @@ pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra: ler
 import pyarrow.parquet as pq  # noqa: E402
 
 Harm = Callable[[Path], None]
-# What refusing one may take, bytes and kilobytes.
+# Memory that refusing one may take, bytes and kilobytes.
 DISK, MEMORY_KB = 1 << 20, 400_000
-# Limits of the reader, made small so that the files that break them are.
+# Limits of the reader, reduced so that the files that break them are small.
 MOST_ROWS, MOST_TEXT, MOST_PICTURES = 100_000, 1 << 20, 4 << 20
 
 
@@ -80,19 +80,19 @@ EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 
 
 def bomb(root: Path) -> None:
-    """A table of a few kB that says it has more rows than are read."""
+    """A table of a few kB that claims more rows than are read."""
     part = pa.table({name: pa.array(np.zeros(MOST_ROWS + 1, np.int64)) for name in ("episode_index", "frame_index")})
     pq.write_table(part, root / "data/chunk-000/file-000.parquet", compression="zstd")
 
 
 def texts(root: Path) -> None:
-    """A table of tasks of which each row refers to one long text."""
+    """A table of tasks whose rows all refer to one long text."""
     many = pa.DictionaryArray.from_arrays(pa.array([0] * 400, pa.int32()), pa.array(["a" * (MOST_TEXT // 4)]))
     pq.write_table(pa.table({"task_index": list(range(400)), "task": many}), root / "meta" / "tasks.parquet")
 
 
 def huge_picture(root: Path) -> None:
-    """A PNG in a row that says 100,000 x 100,000 pixels."""
+    """A PNG in a row that claims 100,000 x 100,000 pixels."""
     header = b"IHDR" + (100_000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
     data = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
     change = column("picture", lambda rows: pa.array([{"bytes": data, "path": ""}] * len(rows)))
@@ -100,7 +100,7 @@ def huge_picture(root: Path) -> None:
 
 
 def endless_pictures(rows: list[Any]) -> Any:
-    """Pictures of zeros, a few bytes of the file, that every row refers to."""
+    """Pictures of zeros, a few bytes in the file, that every row refers to."""
     zeros = pa.DictionaryArray.from_arrays(pa.array([0] * len(rows), pa.int32()), pa.array([bytes(2 * MOST_PICTURES)]))
     return pa.StructArray.from_arrays([zeros, pa.array([""] * len(rows))], names=["bytes", "path"])
 
@@ -129,7 +129,7 @@ def smaller_halfway(root: Path) -> None:
 
 
 def damaged_inside(data: bytes) -> bytes:
-    """Zeros amid the compressed frames."""
+    """Zeros among the compressed frames."""
     at = data.index(b"mdat") + len(data) // 3
     return data[:at] + bytes(1200) + data[at + 1200 :]
 

@@ -1,4 +1,4 @@
-"""Recordings of Minecraft through the converter: frames as VPT sees them, actions whole, nothing lost unsaid."""
+"""Recordings of Minecraft through the converter: frames as VPT sees them, complete actions, and no silent losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zarr sets of others become what training reads: UMI's, the public PushT set, this robot's older recordings."""
+"""Foreign zarr sets become what training reads: UMI's, the public PushT set, this robot's older recordings."""
 
 import pickle
 import runpy
@@ -28,7 +28,7 @@ from diffusion_policy.recording.mapping import MappingError, read_mapping, ready
 
 SIZE = (24, 20)
 ENDS = np.cumsum(LENGTHS)
-# Rows that are the last of their episode: where the next measurement is the command, they have none.
+# Last rows of episodes, which have no command if the command is the next measurement.
 LAST = ENDS - 1
 
 
@@ -43,7 +43,7 @@ def numbers(path: Path) -> dict[str, np.ndarray]:
 
 
 def frames_of(source: Path, mapping: str) -> np.ndarray:
-    """(N, H, W, 3) what the only camera shows, as the converter gets it."""
+    """(N, H, W, 3) frames of the only camera, as received by the converter."""
     found = open_recordings(source, mapping=mapping)
     episodes = [found.open(path) for path in found.find()]
     pieces = (piece for one in episodes for piece in one.frames(range(one.n_steps), "image", 4))
@@ -94,7 +94,7 @@ def test_umi_sets_become_poses_and_the_next_measurement_is_the_command(umi: Path
 
 
 def same_sign(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """With each quaternion turned to the side of the wanted one."""
+    """Flips each quaternion to the wanted one's hemisphere."""
     sign = np.sign((found[:, 3:7] * wanted[:, 3:7]).sum(axis=1, keepdims=True))
     return np.concatenate([found[:, :3], sign * found[:, 3:7], found[:, 7:]], axis=1)
 
@@ -156,7 +156,7 @@ def test_other_numbers_are_no_colors(form: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("frames_a_step", [1, 3])
 def test_older_recordings_become_quaternion_and_gripper(collected: Path, tmp_path: Path, frames_a_step: int) -> None:
-    """The robot's collector writes a frame a step, whatever rate the video says; others write at the camera's rate."""
+    """The robot's collector writes one frame per step, whatever the video's rate; others write at the camera's rate."""
     source = collected
     if frames_a_step > 1:
         source = zarr_factory.write_collected(tmp_path / "in", fps=HZ * frames_a_step, frames_a_step=frames_a_step)
@@ -174,7 +174,7 @@ def test_older_recordings_become_quaternion_and_gripper(collected: Path, tmp_pat
 
 
 def test_a_video_with_fewer_frames_than_steps_is_refused(collected: Path, tmp_path: Path) -> None:
-    """Which step shows which of them nobody can tell."""
+    """There is no way to tell which step shows which frame."""
     source = zarr_factory.write_collected(tmp_path / "in")
     short = zarr_factory.write_collected(tmp_path / "short", tuple(n - 2 for n in LENGTHS))
     (short / "videos" / "1" / "0.mp4").replace(source / "videos" / "1" / "0.mp4")

@@ -133,7 +133,7 @@ def test_a_policy_that_works_without_latency_is_only_warned_of_with(tmp_path: Pa
 
 
 def without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checkpoints of these runs are none; only their hash is inspected."""
+    """The checkpoints of these runs are dummies; only their hash is used."""
     monkeypatch.setattr("diffusion_policy.diagnose.sources.open_checkpoint", lambda path: OpenedCheckpoint(path, None))
 
 

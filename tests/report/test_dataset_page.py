@@ -1,4 +1,4 @@
-"""The page of a dataset: what it lists, what it shows within its size, and marks that an edit takes."""
+"""The page of a dataset: what it lists, what it shows within its size limit, and marks for an edit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def script(name: str) -> Callable[[list[str]], int]:
 
 
 def held(page: Path, name: str) -> Any:
-    """An element of data in a page."""
+    """Returns a data element of a page."""
     found = re.search(rf'<script type="application/json" id="data-{name}">(.*?)</script>', page.read_text())
     return None if found is None else json.loads(found[1])
 

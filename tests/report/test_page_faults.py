@@ -1,4 +1,4 @@
-"""What a page must not do: name itself, count a trouble twice, judge by its machine, tell pose policies of grippers."""
+"""What a page must not do: refer to itself, count a finding twice, judge by its machine, advise poses on grippers."""
 
 import re
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_the_machine_comes_last_and_judges_nothing(tmp_path: Path, monkeypatch: 
 
 
 def test_a_pose_policy_gets_no_advice_on_grippers(tmp_path: Path) -> None:
-    """Nothing of closings, polarity or growing, of a dataset whose gripper never moves and a log without one."""
+    """Nothing about closings, polarity or growing, for a dataset whose gripper never moves and a log without one."""
     dataset = write_dataset(tmp_path / "set.zarr")
     pose, eight = (write_tiny_checkpoint(tmp_path / f"{width}.ckpt", width=width) for width in (7, 8))
     said = {}

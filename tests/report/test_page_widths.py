@@ -1,4 +1,4 @@
-"""Pages on narrow screens: nothing lies off the screen, and no text is squeezed to a word a line."""
+"""Pages on narrow screens: nothing is off the screen, and no text is squeezed to one word per line."""
 
 import json
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ from diffusion_policy.report.ledger_page import write_page
 from diffusion_policy.report.report_page import Sources, write_report
 
 WIDTHS = [1400, 1000, 800, 390]
-# Text of which no more than so much stands on a line is squeezed.
+# Text with no more than this much on a line is squeezed.
 NARROWEST = 110
 # Every box with text of its own that shows more than three lines of it in less than NARROWEST px;
-# headings of columns may.
+# column headings may.
 SQUEEZED = f"""(() => {{
   const all = (root) => [...root.querySelectorAll('*')];
   return all(document.body).filter((e) => {{
@@ -35,7 +35,7 @@ SQUEEZED = f"""(() => {{
     return own && box.height > 70 && box.width > 0 && box.width < {NARROWEST} && !e.closest('svg, script, style, th');
   }}).map((e) => `${{e.tagName}} ${{e.textContent.trim().slice(0, 60)}}`);
 }})()"""
-# Boxes that hold more than they show; on a phone tables of numbers may be scrolled.
+# Boxes with overflowing content; on a phone, tables of numbers may scroll.
 OFF_SCREEN = """(() => {
   const all = (root) => [...root.querySelectorAll('*')];
   const wide = all(document.body).filter((e) => e.matches('.scroll') && e.scrollWidth > e.clientWidth + 1);
@@ -96,7 +96,7 @@ def test_a_page_fits_every_screen(make, tmp_path: Path, browser: Browser) -> Non
     browser.open(make(tmp_path))
     for width in WIDTHS:
         browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        browser.wait_for(f"document.documentElement.scrollWidth <= {width}", seconds=10)  # figures are drawn anew
+        browser.wait_for(f"document.documentElement.scrollWidth <= {width}", seconds=10)  # figures are redrawn
         assert browser.evaluate(OFF_SCREEN) == [] or width < 800, f"{width} px"
         assert browser.evaluate(SQUEEZED) == [], f"{width} px"
 

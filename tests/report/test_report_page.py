@@ -1,4 +1,4 @@
-"""The page: what is on it for what is given, and what a browser makes of it."""
+"""The page: its content for each input, and how a browser shows it."""
 
 import json
 import os
@@ -49,7 +49,7 @@ class Files:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """A dataset, a run, a log over an episode of the dataset, a log of a server, open-loop errors."""
+    """A dataset, a run, a log on an episode of the dataset, a log of a server, open-loop errors."""
     folder = tmp_path_factory.mktemp("sources")
     dataset = write_dataset(folder / "set.zarr")
     buffer = ReplayBuffer.open(dataset)
@@ -113,7 +113,7 @@ def test_several_datasets_have_a_section_each(files: Files, tmp_path: Path) -> N
 
 
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run of these tests has an empty checkpoint; only its numbers are looked at."""
+    """The run of these tests has an empty checkpoint; only its numbers are used."""
     monkeypatch.setattr("diffusion_policy.run_folder.reading.RunFolder.deployable", None)
 
 

@@ -1,4 +1,4 @@
-"""Runs beside each other by what they did in closed loop: the same scenes, made alike, or not compared."""
+"""Runs compared by closed-loop results: on the same scenes, made alike, or not compared."""
 
 import json
 import runpy
@@ -69,7 +69,7 @@ def test_a_small_difference_is_called_chance(tmp_path: Path, main: Main) -> None
     ids=["referee", "seed"],
 )
 def test_other_scenes_are_never_compared(other: dict[str, Any], said: str, tmp_path: Path, main: Main) -> None:
-    """The figure that both have decides: F1, by which the run that succeeds less often is the better one."""
+    """F1, which both have, decides; by it the run that succeeds less often is better."""
     told = told_of(
         main, run_of(tmp_path / "first_run", POOR, 0.95), run_of(tmp_path / "second_run", GOOD, 0.6, **other)
     )
@@ -152,7 +152,7 @@ def test_a_run_that_does_nothing_in_closed_loop_is_ruled_out(tmp_path: Path, mai
 
 
 def joints_only(folder: Path, error: float, unit: str = "rad") -> Path:
-    """A run of a layout without a pose and without a gripper."""
+    """A run with a layout without pose or gripper."""
     lines = [{key: value for key, value in line.items() if not key.startswith("val_")} for line in metrics()]
     lines[-1] |= {f"val_joint_error_{unit}": error, "val_loss": 0.5 + error}
     return write_run(folder, lines)

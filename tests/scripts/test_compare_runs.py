@@ -94,7 +94,7 @@ def test_no_run_was_measured(tmp_path: Path, main: Main) -> None:
 
 
 def changed(lines: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
-    """The lines with other figures where something was measured; None takes a figure out."""
+    """Returns the lines with changed figures where something was measured; None removes a figure."""
     merged = [{**line, **changes} if "val_loss" in line else line for line in lines]
     return [{key: value for key, value in line.items() if value is not None} for line in merged]
 
@@ -108,7 +108,7 @@ def compared(main: Main, tmp_path: Path, *runs: list[dict[str, Any]]) -> dict[st
 
 
 def test_what_is_not_defined_ranks_no_run(tmp_path: Path, main: Main) -> None:
-    """A run without an F1 is neither better nor worse by it: the next figure that both have decides."""
+    """A run without an F1 is neither better nor worse for it; the next common figure decides."""
     nothing = {"val_gripper_f1": None, "val_gripper_recall": None, "val_position_error_mm": 5.0}
     told = compared(main, tmp_path, scored(19, 0.95, 9.0), changed(metrics(), **nothing))
     assert "run_1/checkpoints/best.ckpt: its position error is lowest (5 mm, next 9)" in told["advice"]
@@ -116,7 +116,7 @@ def test_what_is_not_defined_ranks_no_run(tmp_path: Path, main: Main) -> None:
 
 
 def test_an_f1_of_one_without_an_event_is_none(tmp_path: Path, main: Main) -> None:
-    """Older programs wrote it; the interval over nothing is none either."""
+    """Older programs wrote it; an interval without events is not defined either."""
     empty = {"val_gripper_events_recorded": 0, "val_gripper_events_found": 0, "val_gripper_false_flips": 0}
     told = compared(
         main,

@@ -1,4 +1,4 @@
-"""The converter's command line: both generations of its command line."""
+"""Both generations of the converter's command line."""
 
 import runpy
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def test_errors_are_one_sentence(main: Main, tmp_path: Path, source: Path, capsy
 def test_interrupted_while_the_checks_look(
     main: Main, tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The dataset is there then, and that is said."""
+    """The dataset exists by then, and the message says so."""
 
     def interrupted(path: Path) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The demo's own part: its recipe, whose folder it may empty, and when it stops; test_end_to_end.py runs it."""
+"""The demo's own part: its recipe, which folder it may empty, and when it stops; test_end_to_end.py runs it."""
 
 import importlib.util
 import sys

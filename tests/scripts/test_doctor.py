@@ -58,7 +58,7 @@ def test_size_mismatch(tmp_path: Path, dataset: Path, main: Main, capsys: pytest
 
 
 def test_every_dataset_is_looked_at(tmp_path: Path, dataset: Path, main: Main) -> None:
-    """The trouble is in the second, and both grippers are counted."""
+    """The trouble is in the second dataset, and both grippers are counted."""
     still = write_dataset(tmp_path / "still.zarr")
     gripper = ReplayBuffer.open(still, mode="r+")["action"]
     gripper[:, 7] = 1.0
@@ -71,7 +71,7 @@ def test_every_dataset_is_looked_at(tmp_path: Path, dataset: Path, main: Main) -
 
 
 def test_a_projection_that_was_not_adapted(tmp_path: Path, main: Main) -> None:
-    """What the predecessor's adapter wrote: the config says eight numbers, the tensors are as they were."""
+    """What the predecessor's adapter wrote: the config has eight numbers, the tensors are unchanged."""
     pose = read_checkpoint(write_tiny_checkpoint(tmp_path / "pose.ckpt", width=7))
     pose.cfg.policy.shape_meta.action.shape = [8]
     path = tmp_path / "unchanged.ckpt"
@@ -139,7 +139,7 @@ def test_a_checkpoint_beside_a_config(tmp_path: Path, main: Main) -> None:
 def test_doctor_refuses_what_training_refuses_in_its_words(
     tmp_path: Path, dataset: Path, main: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By --checkpoint and by pretrained.path alike; the command that it ends with fits."""
+    """Both by --checkpoint and by pretrained.path; the final command fits."""
     grown = write_tiny_checkpoint(tmp_path / "grown.ckpt", width=8)
     out = tmp_path / "out.json"
     config = ["train_cogact_robot", "training.device=cpu", f"task.dataset_path={dataset}"]
@@ -171,7 +171,7 @@ def test_doctor_refuses_what_training_refuses_in_its_words(
 def test_doctor_composes_what_training_composes(
     tmp_path: Path, dataset: Path, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Keys of older configs, and what they lack, included."""
+    """Including keys of older configs, and what they lack."""
     seen: list[DictConfig] = []
     monkeypatch.setattr(doctor, "look_at_config", lambda config, *_, **__: seen.append(config) or look(config, "c"))
     look = training_evidence.look_at_config

@@ -1,4 +1,4 @@
-"""Every known trouble, planted in files that are sound without it; the doctor must name it and say what to do next."""
+"""Every known trouble, planted in otherwise sound files; the doctor must name it and what to do next."""
 
 import importlib.metadata
 import json
@@ -31,7 +31,7 @@ Rows = dict[str, np.ndarray]
 
 
 def write_set(path: Path, plant: Callable[[Rows], object] = lambda rows: None, width: int = 8) -> Path:
-    """A dataset without any trouble, but for what `plant` does to the rows of each episode."""
+    """A dataset without any trouble except what `plant` does to the rows of each episode."""
     layouts = {
         "image": image_layout(40, 36),
         "robot_eef_pose": low_dim_layout(POSE),
@@ -95,7 +95,7 @@ class Doctor:
     out: Path
 
     def __call__(self, *arguments: object) -> dict:
-        """Run it; its JSON, and its exit status as "status"."""
+        """Runs it; returns its JSON, with its exit status as "status"."""
         status = self.main([*map(str, arguments), "--json", str(self.out)])
         told = json.loads(self.out.read_text())
         assert status == (told["worst"] == "error"), "warnings forbid nothing: as inspect and verify say"
@@ -295,7 +295,7 @@ def test_a_config_before_it_is_run(
 
 
 def assert_composes(repository: Path, command: str) -> DictConfig | None:
-    """A next command that trains is one that Hydra takes as it stands."""
+    """A next command that trains must be accepted by Hydra as printed."""
     words = shlex.split(command)
     if words[1] != "train.py":
         return None
@@ -305,7 +305,7 @@ def assert_composes(repository: Path, command: str) -> DictConfig | None:
 
 
 def hydra_of(run: Path, dataset: Path) -> None:
-    """What Hydra keeps of the command line."""
+    """Writes what Hydra keeps of the command line."""
     (run / ".hydra" / "hydra.yaml").write_text("hydra:\n  job:\n    config_name: train_cogact_robot\n")
     kept = [f"task.dataset_path={dataset}", "training.num_epochs=2", f"hydra.run.dir={run}"]
     (run / ".hydra" / "overrides.yaml").write_text("".join(f"- {word}\n" for word in kept))

@@ -1,4 +1,4 @@
-"""The command: what it prints and writes, what it refuses, and how it goes on after Ctrl-C."""
+"""The command: what it prints and writes, what it refuses, and how it resumes after Ctrl-C."""
 
 import importlib.util
 import json
@@ -34,7 +34,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick(tmp_path: Path) -> list[str]:
-    """Words that make an evaluation small: short episodes, small frames, two denoising steps."""
+    """Arguments that make an evaluation small: short episodes, small frames, two denoising steps."""
     settings = SETTINGS.read_text().replace("image_size: [320, 180]", "image_size: [64, 36]\n  max_steps: 12")
     (tmp_path / "small.yaml").write_text(settings)
     small = ["--simulator", str(tmp_path / "small.yaml"), "--referee", "kinematic", "--steps", "2", "--threads", "1"]

@@ -22,7 +22,7 @@ def main(repository: Path) -> Main:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A policy with random weights, and a dataset whose measured gripper is the command, as some recorders write it."""
+    """A policy with random weights, and a dataset whose measured gripper is the command, as from some recorders."""
     folder = tmp_path_factory.mktemp("open_loop")
     path = write_dataset(folder / "set.zarr")
     buffer = ReplayBuffer.open(path, mode="r+")

@@ -1,4 +1,4 @@
-"""Inspect, verify and doctor agree on the same data, by their exit statuses; a conversion ends with their verdict."""
+"""Inspect, verify and doctor have the same exit status for the same data; a conversion ends with their verdict."""
 
 import runpy
 import shlex
@@ -29,7 +29,7 @@ def never_closing(arrays: dict[str, Any]) -> None:
     arrays["robot_gripper"][:] = arrays["action_gripper"][:] = 1
 
 
-# What is done to the recordings, the exit status of all checks, and how the verdict begins and goes on.
+# Changes to the recordings, the exit status of all checks, and the beginning and continuation of the verdict.
 KINDS: dict[str, tuple[int, Change | None, int, str, str]] = {
     "good": (22, None, 0, "Nothing was found that argues against training on it.", ""),
     "few": (3, None, 0, "No error was found: ", "the gripper closes 3 times"),
@@ -79,7 +79,7 @@ def test_what_cannot_be_judged_is_refused_by_all(name: str, scripts: dict[str, M
 def test_a_dataset_that_the_checks_cannot_read_is_said(
     scripts: dict[str, Main], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Resuming a finished conversion changes nothing, and succeeds as before; its verdict is of what is there now."""
+    """Resuming a finished conversion changes nothing, and succeeds as before; its verdict is on the present dataset."""
     write_trajectory(tmp_path / "in", 0, 12, SIZE)
     words = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out.zarr"), "--resolution", "40", "36"]
     assert scripts["convert_cogact_to_zarr"](words) == 0

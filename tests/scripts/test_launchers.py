@@ -19,7 +19,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ADAPT_AND_TRAIN = "finetune_7d_to_8d.sh"
 TRAIN = "train_cogact_finetune.sh"
 
-# Stands in for the interpreter: notes its arguments, one call a line, and does what the commands would leave behind.
+# Stands in for the interpreter: logs its arguments, one call per line, and creates what the commands would leave
+# behind.
 FAKE_PYTHON = """#!/usr/bin/env bash
 printf '%s|' "$@" >> "$CALLS"; echo >> "$CALLS"
 [[ "$1" != "${FAIL_AT:-}" ]] || exit 7
@@ -37,7 +38,7 @@ SHIPPED = PRETRAINED / "tabletop_7d.ckpt"
 
 @dataclass(frozen=True)
 class Workbench:
-    """A folder with the launchers' inputs, and an interpreter that only notes what it is asked to do."""
+    """A folder with the launchers' inputs, and an interpreter that only logs its calls."""
 
     folder: Path
     environment: dict[str, str]
@@ -57,7 +58,7 @@ class Workbench:
         return [line.rstrip("|").split("|") for line in notes.read_text().splitlines()] if notes.exists() else []
 
     def scripts(self) -> list[str]:
-        """What ran, but for the checks before it."""
+        """Returns what ran, except for the checks before it."""
         return [words[0] for words in self.calls() if words[0] != "-m"]
 
 
@@ -222,7 +223,7 @@ def test_the_device_of_an_override_is_used_throughout(bench: Workbench) -> None:
 
 
 def test_remedies_run_from_where_the_launcher_was_called(bench: Workbench) -> None:
-    """Pasted into bash, with an interpreter that only notes what it is asked to do."""
+    """Pasted into bash, with an interpreter that only logs its calls."""
     absent = str(bench.folder / "an absent, 'quoted' set.zarr")
     finished = bench.run(ADAPT_AND_TRAIN, DATASET=absent)
     remedy = finished.stderr.strip().partition("make it with: ")[2]
@@ -260,7 +261,7 @@ ZERO_SHOT = "evaluate_vpt_zero_shot.sh"
 
 
 def test_weights_play_as_they_are(bench: Workbench) -> None:
-    """The guide's command, from any folder, with a path that has a space; the words are those that the script takes."""
+    """The guide's command, from any folder, with a path that has a space; with arguments that the script accepts."""
     weights = bench.folder / "my model.weights"
     weights.touch()
     finished = bench.run(ZERO_SHOT, "1", "auto", "100", weights.name, "--greedy", OUT="my results", TASK="wool")
@@ -334,7 +335,7 @@ ITERATION = ("--task", "log", "--continue-from", "a run.ckpt", "--iterations")
 
 
 def test_the_guide_s_split_of_episodes(bench: Workbench) -> None:
-    """50 demonstrations where there is no dataset, then rounds of 30, 20 and so on; the words are the scripts' own."""
+    """50 demonstrations where there is no dataset, then rounds of 30, 20 and so on; the scripts accept all of it."""
     (bench.folder / "a run.ckpt").touch()
     finished = bench.run(
         ITERATIONS, *ITERATION, "3", "--control", "--set", "training.device=cpu", DATASET="my data.zarr"
@@ -415,7 +416,7 @@ SEVERAL = "train_ddp.sh"
 
 
 def started(bench: Workbench, *arguments: str, **settings: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """What the launcher for several GPUs has to say, and the words with which it starts the processes."""
+    """The output of the launcher for several GPUs, and the arguments with which it starts the processes."""
     finished = subprocess.run(
         ["bash", str(REPOSITORY / "train_scripts" / SEVERAL), *arguments],
         env=bench.environment | settings, cwd=bench.folder, capture_output=True, text=True, check=False,

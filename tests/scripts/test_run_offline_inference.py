@@ -126,7 +126,7 @@ def test_an_interruption_of_what_writes_at_its_end_starts_anew(
 
 
 def test_progress_counts_to_the_end(inputs: tuple[str, str], tmp_path: Path) -> None:
-    """Of every script with a bar: it begins at nothing, never goes back, and ends with all."""
+    """For every script with a bar: it begins at 0, never goes back, and ends complete."""
     calls: dict[str, list[tuple[int, int]]] = {"open loop": [], "inference": [], "tuning": []}
     checkpoint, dataset = inputs
     sampling = recorded_inference.Sampling(steps=1)

@@ -1,4 +1,4 @@
-"""The control loop from the command line: an arm of one's own, a recording and the simulator, and both logs joined."""
+"""The control loop from the command line: a custom arm, a recording and the simulator, and both logs joined."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def scripts(repository: Path) -> dict[str, Main]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The address of a server that leaves the arm where it is, and its folder of logs."""
+    """The address of a server that leaves the arm where it is, and its log folder."""
     folder = tmp_path_factory.mktemp("run_robot")
     engine = DescribedEngine(str(write_tiny_checkpoint(folder / "latest.ckpt")))
     with ServerThread(engine, settings(folder / "runs", "max_age_s=3600")) as server:  # its clock is the machine's
@@ -96,7 +96,9 @@ def test_a_recording_is_replayed_and_both_logs_are_joined(
     runs = [str(path) for path in served[1].iterdir()]
     out = tmp_path / "joined.json"
     deadline = time.monotonic() + 10
-    while scripts["join_logs"]([found["log"], *runs, "--json", str(out)]) != 0:  # the server writes after it answers
+    while (
+        scripts["join_logs"]([found["log"], *runs, "--json", str(out)]) != 0
+    ):  # the server writes its log after answering
         assert time.monotonic() < deadline
         time.sleep(0.1)
     joined = json.loads(out.read_text())
@@ -115,7 +117,7 @@ def test_a_recording_is_replayed_and_both_logs_are_joined(
 
 
 class FakeLab:
-    """Drivers whose calls are remembered."""
+    """Drivers whose calls are recorded."""
 
     def __init__(self, clock: VirtualClock) -> None:
         self.clock = clock

@@ -1,4 +1,4 @@
-"""Pictures at serving: judged as the converter judges them, and a camera that stopped, is covered or is another."""
+"""Pictures in serving: judged as by the converter; and cameras that stopped, are covered or were exchanged."""
 
 import base64
 import json
@@ -48,7 +48,7 @@ def two(frames: Any, suffix: str = ".jpg") -> dict[str, Any]:
 
 BLACK = np.zeros((180, 320, 3), np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 6, (180, 320, 3), dtype=np.uint8)
-# name -> (the message's changes, what a warning says; None: none)
+# name -> (the message's changes, the warning's text; None for no warning)
 SHOWN: dict[str, tuple[dict[str, Any], str | None]] = {
     "a scene": (two(scene), None),
     "as PNG": (two(scene, ".png"), None),
@@ -99,7 +99,7 @@ def test_or_refused_by_setting(name: str, setting: str) -> None:
 
 
 def test_the_shape_of_the_recordings_counts_where_the_checkpoint_knows_it() -> None:
-    """A policy of 320x180 whose recordings were 640x480: squeezed in training, and so it must be when it is served."""
+    """A policy for 320x180 whose recordings were 640x480: squeezed in training, so also when served."""
     for sizes, name, is_warned in (
         ([[640, 480]], "4:3", False),
         ([[640, 480]], "larger", True),
@@ -194,7 +194,7 @@ def test_a_stopped_camera_may_be_a_warning_and_its_limits_are_settings() -> None
 
 
 def test_every_camera_is_judged_by_itself() -> None:
-    """Two monitors, as a policy of two cameras needs them: one stops, the other does not."""
+    """Two monitors, as for a policy with two cameras: one camera stops, the other does not."""
     monitors = [CameraMonitor(name, CameraSettings(), [(320, 180)], None, 10**6, 2) for name in ("front", "wrist")]
     stale = []
     for step in range(8):
@@ -232,7 +232,7 @@ def test_a_picture_is_told_from_another_by_its_pixels_not_by_its_bytes() -> None
 
 # ---- the trials ----
 
-# What trial 60 expects: "action", with a word of its warning, or "bad_image", with a word of its message.
+# What trial 60 expects: "action" and a word of its warning, or "bad_image" and a word of its message.
 TRIAL_60 = {
     "a_good": ("action", None), "b_png": ("action", None), "c_rgba": ("action", None),
     "d_datauri": ("bad_image", "data:"), "e_newlines": ("bad_image", "newline"),

@@ -10,7 +10,7 @@ from diffusion_policy.run_log.session_log import read_lines
 
 
 def drifting(observation: object) -> np.ndarray:
-    """A sequence that moves a millimetre a step, from 2 mm beside the measured pose."""
+    """A sequence that moves a millimeter per step, starting 2 mm from the measured pose."""
     sequence = np.tile(observation.states[-1], (10, 1))  # type: ignore[attr-defined]
     sequence[:, 0] += 0.002 + 0.001 * np.arange(-1, 9)
     return sequence
@@ -20,7 +20,7 @@ def test_the_seam_is_measured_on_every_run_and_logged(tmp_path: Path) -> None:
     with ServerThread(FakeEngine(drifting), settings(tmp_path)) as server, server.client() as client:
         first, second = (client.ask(observation_message(step)) for step in (0, 6))
         assert first["seam"] is None, "nothing came before"
-        # Six steps on, the old chunk is 6 mm further; the arm (which did not move) begins again.
+        # Six steps later, the old chunk is 6 mm further; the arm (which did not move) starts again.
         assert second["seam"]["millimetres"] == pytest.approx(6.0)
         assert client.ask({"type": "reset"})
         assert client.ask(observation_message(0))["seam"] is None, "a new episode"

@@ -97,7 +97,7 @@ def test_whatever_is_measured_wrongly_is_a_server_error_and_nothing_is_sent(
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[dict[str, Any]]:
-    """A client of each transport, of a server each."""
+    """A client of each transport, each with its own server."""
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(ServerThread(FakeEngine(), settings(None, "websocket_port=0"))) for _ in "12"]
         line = stack.enter_context(LineClient(port=servers[0].ports["line"]))
@@ -204,7 +204,7 @@ def test_a_client_connects_again_when_the_server_is_back(kind: str, monkeypatch:
 
 
 def test_the_loop_of_the_readme_holds_the_arm_on_every_error(repository: Path) -> None:
-    """The README's own lines, run with an arm that measures what it must not."""
+    """The README's own lines, run with an arm that measures invalid values."""
     blocks = (repository / "README.md").read_text().split("```")
     block = next(text for text in blocks if "from diffusion_policy.serve.client" in text)
     good = ([jpeg(0), jpeg(1)], [POSE] * 2, [1.0, 1.0], [0.0, 0.1])

@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.engine.compute_threads: as many as others leave, judged again, and written into the log."""
+"""diffusion_policy.serve.engine.compute_threads: as many as others leave free, updated, and logged."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ def torch_s_threads() -> Iterator[None]:
 
 
 class Machine:
-    """What others leave of a machine, by a clock of ours."""
+    """The cores that others leave free, with a simulated clock."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.free, self.looks = 1000.0, 2, 0

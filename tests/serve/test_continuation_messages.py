@@ -1,4 +1,4 @@
-"""The optional parts of an observation: a request's name, the times of its cameras, and the chunk that it continues."""
+"""The optional parts of an observation: a request's id, the times of its cameras, and the chunk that it continues."""
 
 import json
 from pathlib import Path
@@ -123,7 +123,7 @@ def test_camera_times_are_seconds_of_each_camera(times: Any) -> None:
 
 
 class TwoCameras(FakeEngine):
-    """Sees two of them."""
+    """Observes two cameras."""
 
     form = MessageForm(N_OBS, cameras=("front", "wrist"))
 

@@ -82,7 +82,7 @@ def test_a_delay_beyond_the_chunk_is_survived() -> None:
 
 @dataclass
 class FaultyArm(NumericArm):
-    """Does at some times what it must not."""
+    """Misbehaves at certain times."""
 
     faults: dict[float, str] = field(default_factory=dict)
 
@@ -179,7 +179,7 @@ def test_an_error_of_the_server_holds_the_arm_until_the_next_answer(code: str) -
 
 
 def test_an_answer_that_does_not_come_holds_the_arm_and_is_never_executed() -> None:
-    """The second answer takes 0.9 s, and 0.5 s are allowed; the step that is due in between is executed still."""
+    """The second answer takes 0.9 s, and 0.5 s are allowed; the step due in between is still executed."""
     loop, _, clock, log = make_loop(
         "skip", delay=lambda request: 0.9 if request == 1 else 0.1, answer_timeout_s=0.5, expected_delay_s=0.1
     )
@@ -251,7 +251,7 @@ def test_a_request_carries_what_will_be_executed_until_its_answer_comes(strategy
 
 @dataclass
 class LaggingArm(NumericArm):
-    """Its camera shows what was 0.2 s ago."""
+    """Its camera lags by 0.2 s."""
 
     def observe(self) -> Reading:
         seen = super().observe()
@@ -260,7 +260,7 @@ class LaggingArm(NumericArm):
 
 @pytest.mark.parametrize("hz", [10.0, 40.0])
 def test_of_an_observation_before_the_takeover_what_was_executed_is_told(hz: float) -> None:
-    """Every chunk goes another way than the one before, whatever it was asked to continue."""
+    """Every chunk takes another path than the previous one, whatever it was asked to continue."""
     queries: list[ChunkRequest] = []
 
     def ask(query: ChunkRequest) -> Chunk:

@@ -1,4 +1,4 @@
-"""docs/serving.md says what the code does: the table of errors, and the settings that it names."""
+"""docs/serving.md agrees with the code: the table of errors, and the settings that it names."""
 
 import re
 from pathlib import Path

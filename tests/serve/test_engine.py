@@ -36,7 +36,7 @@ def opened(checkpoint: Path, **options: object) -> PolicyEngine:
 
 
 def randomised(model: TransformerForDiffusion) -> TransformerForDiffusion:
-    for parameter in model.parameters():  # biases too, which are born as zeros
+    for parameter in model.parameters():  # including biases, which are initialized to zero
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
 
@@ -117,7 +117,7 @@ def test_a_small_encoder_is_served_fast_as_well(tmp_path: Path, stride: int, act
 
 
 def test_everything_that_computes_runs_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second thread that has computed, idle or not, makes each denoising step several times slower."""
+    """A second thread that has computed, even if idle, makes each denoising step several times slower."""
     threads: list[int] = []
 
     class Opened:
@@ -278,7 +278,7 @@ def test_a_step_seen_before_is_not_encoded_again_and_its_features_are_the_same(s
 
 
 def test_serving_prepares_what_training_prepares(served_checkpoint: Path, recorded_zarr: Path) -> None:
-    """Law 4: recorded frames through both ways give equal tensors."""
+    """Law 4: recorded frames give equal tensors on both paths."""
     engine = opened(served_checkpoint)
     policy = load_policy(served_checkpoint)
     dataset = CogActImageDataset(policy.shape_meta, recorded_zarr, horizon=2, n_obs_steps=2)

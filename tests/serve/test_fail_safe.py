@@ -1,4 +1,4 @@
-"""No action leaves on any doubt: one test for every line of the error table, and a fuzz test over a real socket."""
+"""In doubt no action leaves: one test for every line of the error table, and a fuzz test over a real socket."""
 
 import base64
 import json
@@ -102,7 +102,7 @@ def test_a_bad_message_gets_a_typed_error_and_the_session_goes_on_by_the_table(c
 
 
 def answers(mischief: Callable[[Any], np.ndarray | None], tmp_path: Path, *overrides: str) -> list[dict[str, Any]]:
-    """Replies to three observations of an engine that does mischief; then the log's lines."""
+    """Returns replies to three observations from a misbehaving engine, then the log's lines."""
     engine = FakeEngine(mischief)
     with ServerThread(engine, settings(tmp_path, *overrides)) as server, server.client() as client:
         replies = [client.ask(observation_message(step)) for step in range(2)]
@@ -231,7 +231,7 @@ def observation(state: np.ndarray) -> Observation:
 
 
 def mutated(rng: random.Random, line: bytes) -> bytes:
-    """One of the ways in which a message goes wrong on its way; no newline inside."""
+    """Returns a message corrupted in one of several ways, without newlines inside."""
     data = bytearray(line)
     for _ in range(rng.choice([1, 1, 2, 8])):
         if not data:
@@ -293,7 +293,7 @@ def reconnected(server: ServerThread, client: OldClient) -> OldClient:
 
 
 def says_the_same(line: bytes, good: dict[str, Any]) -> bool:
-    """Whether a mutated line is still a valid observation: every number finite, every image whole, shapes right."""
+    """Whether a mutated line is still a valid observation: finite numbers, complete images, right shapes."""
     message = json.loads(line)
     poses, grippers = np.array(message["poses"], float), np.array(message["grippers"], float)
     images = [base64.b64decode(image, validate=True) for image in message["images"]]

@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.checks.freshness: drift is followed, lag is not; clocks that begin anew; units by name."""
+"""diffusion_policy.serve.checks.freshness: drift is followed, lag is not; restarted clocks; units by name."""
 
 import csv
 import runpy
@@ -20,7 +20,7 @@ def seen(stamp: float) -> Any:
 
 
 def ages(freshness: Freshness, rows: np.ndarray) -> list[float]:
-    """Ages of observations (N, 2): server's seconds, client's seconds."""
+    """Returns the ages of observations (N, 2): server's seconds, client's seconds."""
     return [freshness.check(seen(client), server) for server, client in rows]
 
 
@@ -113,7 +113,7 @@ def test_frames_around_a_pause_are_not_taken_for_milliseconds() -> None:
 
 
 def follow(freshness: Freshness, received: float, stamp: float) -> tuple[str | None, str | None]:
-    """As the session does: what began, and why it is refused."""
+    """As in the session: returns what began, and why it is refused."""
     began = freshness.new_episode(seen(stamp), received)
     try:
         freshness.check(seen(stamp), received)

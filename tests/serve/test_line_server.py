@@ -21,7 +21,7 @@ from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.replay import replay
 from diffusion_policy.serve.settings import EngineSettings
 
-LOOSE = "guard.quaternion_tolerance=0.9"  # the policy of these tests has learned nothing
+LOOSE = "guard.quaternion_tolerance=0.9"  # the policy in these tests is untrained
 
 
 def test_an_old_client_is_served_by_a_real_policy(served_checkpoint: Path) -> None:
@@ -141,7 +141,7 @@ def test_stopping_answers_the_request_under_way() -> None:
 def served_process(
     repository: Path, checkpoint: Path, log: Path, python: str = sys.executable
 ) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
-    """The server in a separate process: the process, its port, and what it said until it listened."""
+    """Yields a server in a separate process: the process, its port, and its output until it listened."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     words = [f"ckpt={checkpoint}", f"port={port}", f"log.directory={log}", LOOSE, "max_age_s=30", "deadline_s=30"]

@@ -1,4 +1,4 @@
-"""Random sequences of faults: the arm holds within the control period, executes nothing old, and always goes on."""
+"""Random sequences of faults: the arm holds within the control period, executes nothing stale, and always recovers."""
 
 import random
 from collections.abc import Iterator
@@ -63,10 +63,10 @@ class Faults:
 
 @dataclass
 class FaultyArm:
-    """An arm whose every period is recorded: what failed in it, and what was done.
+    """An arm that records what failed and what was done in every period.
 
     Attributes:
-        done: one entry a period: (time of the command, action or None for hold, whether something was wrong with the
+        done: one entry per period: (time of the command, action or None for hold, whether something was wrong with the
             arm or an answer).
     """
 
@@ -128,7 +128,7 @@ class FaultyArm:
 
 @dataclass
 class FaultyServer:
-    """Answers chunks whose numbers tell which they are: y is the time of the observation, z the step."""
+    """Answers with chunks whose numbers identify them: y is the observation's time, z the step."""
 
     clock: VirtualClock
     faults: Faults
@@ -184,13 +184,13 @@ def run(seed: int) -> tuple[FaultyArm, FaultyServer, ControlLoop, str]:
     loop = ControlLoop(
         arm, server, arm.form, make_strategy(strategy, rng.choice((2, 4, 8))), SETTINGS, clock=clock, log=Silence()
     )
-    # until the faults are over and the arm moves again, or there is no hope that it does
+    # until the faults are over and the arm moves again, or it clearly never will
     loop.run(lambda: arm.tick >= 9 and (arm.done[-1][1] is not None or arm.tick >= 60))
     return arm, server, loop, strategy
 
 
 def violations(arm: FaultyArm, strategy: str) -> Iterator[str]:
-    """What an arm did that it must not."""
+    """Returns what an arm did wrong."""
     doubted = -np.inf
     for tick, (time, action, wrong) in enumerate(arm.done):
         if wrong:

@@ -1,4 +1,4 @@
-"""The control loop over real sockets, through a network that fails: it holds, connects again, and goes on."""
+"""The control loop over real sockets, through a failing network: it holds, reconnects, and continues."""
 
 import contextlib
 import socket
@@ -43,10 +43,10 @@ class SeeingArm(NumericArm):
 
 
 class Network:
-    """Passes everything on between a client and a server, until ``fault`` says otherwise.
+    """Passes everything on between a client and a server, unless ``fault`` is set.
 
     Attributes:
-        fault: "stall": nothing comes back; "half": the next answer is cut in the middle and the connection closed;
+        fault: "stall": nothing comes back; "half": the next answer is cut in the middle and the connection is closed;
             "drip": a byte comes back every 20 ms; "cut": connections are closed and refused.
         connections: number of connections so far.
     """

@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.checks.motion_guard: limits that engage, in meters and radians, and say so."""
+"""diffusion_policy.serve.checks.motion_guard: limits that engage, in meters and radians, and report it."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_a_gentle_chunk_passes_unchanged() -> None:
 
 
 def pose_steps(poses: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How far each pose (N, 7) is from the one before it: meters (N-1,) and radians (N-1,)."""
+    """How far each pose (N, 7) is from the previous one: meters (N-1,) and radians (N-1,)."""
     meters = np.linalg.norm(np.diff(poses[:, :3], axis=0), axis=1)
     return meters, geometry.geodesic_distance(poses[:-1, 3:7], poses[1:, 3:7])
 

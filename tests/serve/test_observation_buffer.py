@@ -26,7 +26,7 @@ def state(x: float, gripper: float = 1.0, angle: float = 0.0) -> np.ndarray:
 
 
 def reading(moment: float, **pictures: float) -> Reading:
-    """A state whose x is its time, and frames that are their times."""
+    """A state whose x is its time, and frames that contain their times."""
     shown = {camera: Picture(f"{camera} {at:.3f}".encode(), at) for camera, at in pictures.items()}
     return Reading(state(moment), moment, shown)
 
@@ -76,7 +76,7 @@ def test_the_first_reading_is_repeated_as_training_pads_it() -> None:
 
 
 def test_a_lagging_camera_does_not_make_the_others_repeat_themselves() -> None:
-    """Steps that lie as far back as the limit of one camera still have the frames of the other."""
+    """Steps as far back as one camera's limit still have the other's frames."""
     observed = buffer(camera_max_ages_s={"wrist": 1.0})
     for tick in range(21):
         now = 3 + tick / 20

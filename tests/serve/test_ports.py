@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.transport.ports: what cannot be listened on is said before a checkpoint is loaded."""
+"""diffusion_policy.serve.transport.ports: unusable addresses are reported before a checkpoint is loaded."""
 
 import asyncio
 import contextlib

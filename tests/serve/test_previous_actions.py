@@ -1,4 +1,4 @@
-"""A request that carries what is still executed of the last answer: checked, converted, held, logged, replayed."""
+"""A request with the actions still to be executed of the last answer: checked, converted, held, logged, replayed."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_every_layout_is_continued_by_both_paths_alike(tmp_path: Path, kind: str
         states = ActionLayout.of(names).converted(arrays["state"][:2], layout)
         images = [jpeg(10 * camera + step) for camera in range(len(CAMERAS[kind])) for step in (0, 1)]
         measured = fast.form.observation(images, states, np.array([0.0, 0.1]))
-        # near the arm, as the rest of an answer is: weights of chance lead far away
+        # near the arm, like the rest of an answer, since random weights lead far away
         rows = ActionLayout.of(names).converted(arrays["action"][2:6], layout)
         observation = Observation(**{**vars(measured), "continuation": Continuation("rtc", rows, 2)})
         answers = [engine.infer(observation, 1, None, Stages()) for engine in (fast, plain)]

@@ -1,4 +1,4 @@
-"""A robot whose client behaves as the public one: it re-sends by a timer, ignores errors, and never reconnects."""
+"""A robot whose client behaves like the public one: it resends on a timer, ignores errors, and never reconnects."""
 
 import contextlib
 import itertools
@@ -62,7 +62,7 @@ class Steps(FakeEngine):
 
     @contextlib.contextmanager
     def busy_with(self, send_first: Callable[[], Any]) -> Iterator[None]:
-        """What is sent in here waits at the server while it infers for the first message."""
+        """Messages sent inside this block wait at the server while it infers for the first message."""
         self.may_end.clear()
         send_first()
         wait_until(lambda: len(self.begun) == 1, 60)
@@ -200,7 +200,7 @@ def test_every_engine_gives_up_between_denoising_steps(options: dict[str, Any], 
 
 
 def refusing(observation: Observation) -> np.ndarray | None:
-    """A chunk that the guard refuses while the arm is where it must not be."""
+    """A chunk that the guard refuses while the arm is in a forbidden place."""
     return np.full((10, 8), np.nan) if observation.poses[-1, 0] > 0.9 else None
 
 
@@ -278,7 +278,7 @@ def test_a_session_that_rests_and_falls_silent_is_closed() -> None:
 
 
 def test_a_flood_is_read_with_bounds_and_the_newest_answered() -> None:
-    """More than the inbox holds: reading pauses, and goes on."""
+    """With more than the inbox holds, reading pauses and then continues."""
     engine = Steps(itertools.cycle([0.05]))
     small = settings(None, "limits.message_bytes=20000", "traffic.messages_per_s=10000")
     with ServerThread(engine, small) as server, OldClient(server.ports["line"]) as client:

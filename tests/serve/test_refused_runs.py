@@ -1,4 +1,4 @@
-"""A run in which every answer was refused says so, whoever reads it."""
+"""A run in which every answer was refused is reported as such by every reader."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ def ask(client: OldClient, count: int, code: str) -> None:
 
 
 def refused_run(folder: Path, code: str, count: int = 6, *, answers: int = 0) -> Path:
-    """A run with so many errors of one code, and so many answers before them (one at least where it is "stale")."""
+    """A run with this many errors of one code, preceded by this many answers (at least one if it is "stale")."""
     chunk = iter([None] * answers + [NO_MOTION] * 100)
     engine = FakeEngine(lambda observation: next(chunk))
     with ServerThread(engine, settings(folder)) as server, server.client() as client:

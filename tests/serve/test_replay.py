@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.replay: a run is recomputed to the last bit, and another policy is told apart."""
+"""diffusion_policy.serve.replay: a run is recomputed to the last bit, and another policy is recognized."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""A recorded episode as the arm, under a virtual clock: what was commanded is compared with what was recorded."""
+"""A recorded episode as the arm, under a virtual clock: commands are compared with recorded ones."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ def episode(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def replayed(episode: Path, hz: float, change: Callable[[np.ndarray], np.ndarray]) -> CommandComparison:
-    """Runs a policy that answers what was recorded, changed, and compares."""
+    """Runs a policy that answers with changed recorded commands, and compares."""
     arms: list[RecordedArm] = []
 
     def arm(clock: Any) -> RecordedArm:

@@ -1,4 +1,4 @@
-"""diffusion_policy.serve.session and host: how a session ends, and that nothing of it outlives it."""
+"""diffusion_policy.serve.session and host: how a session ends, and that nothing outlives it."""
 
 import logging
 import socket
@@ -19,7 +19,7 @@ from diffusion_policy.serve.transport.line_server import _keep_alive
 
 
 class Gate:
-    """An engine's mischief: it waits until it is let go."""
+    """An engine that waits until it is released."""
 
     def __init__(self) -> None:
         self.entered, self.leave = threading.Event(), threading.Event()

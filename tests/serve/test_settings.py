@@ -130,7 +130,7 @@ def test_a_file_that_is_none_is_one_error(text: str | bytes, match: str | None, 
 
 
 def is_sane(name: str, value: object) -> bool:
-    """Finite, and not below 0 but for thresholds on policies' numbers."""
+    """Finite, and not negative except for thresholds on policies' numbers."""
     return not isinstance(value, float) or (math.isfinite(value) and (value >= 0 or "gripper" in name))
 
 

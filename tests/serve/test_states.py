@@ -1,4 +1,4 @@
-"""Measured states that training never saw, also between values; and a gripper that speaks another scale."""
+"""Measured states that training never saw, including between values; and a gripper with another scale."""
 
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def test_what_training_never_saw_is_told_also_between_two_values(
 
 
 class Binary(FakeEngine):
-    """A policy that saw grippers of 0 and 1 alone."""
+    """A policy that only saw grippers of 0 and 1."""
 
     def outside_training(self, observation: Observation, margin: float) -> list[str]:
         value = float(observation.grippers[-1, 0])
@@ -127,11 +127,11 @@ SCALES = {
 
 @pytest.mark.parametrize(("name", "ends"), SCALES.items())
 def test_a_declared_scale_is_converted_both_ways_and_the_log_is_ours(name: str, ends: Any, tmp_path: Path) -> None:
-    """Open, then closed: as measured by the robot, and as it is commanded."""
+    """Open, then closed, both as measured by the robot and as commanded."""
     measures, commands = ends
 
     def turn(observation: Observation) -> np.ndarray:
-        """Commands the other state than the one that is measured."""
+        """Commands the opposite of the measured state."""
         chunk = np.tile(observation.states[-1], (10, 1))
         chunk[:, 7] = 1 - chunk[:, 7]
         return chunk

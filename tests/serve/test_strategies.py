@@ -1,4 +1,4 @@
-"""Plans and chunk strategies, alone: what is executed when, and what becomes of the old chunk."""
+"""Plans and chunk strategies in isolation: what is executed when, and what becomes of the old chunk."""
 
 import math
 
@@ -89,7 +89,7 @@ def test_what_remains_of_a_plan() -> None:
 
 
 def test_what_was_executed_before_a_plan_began_comes_first_in_its_remainder() -> None:
-    """The chunk is for 7.0 s on and took over at 7.2 s, where the arm was at 0.9."""
+    """The chunk starts at 7.0 s and took over at 7.2 s, when the arm was at 0.9."""
     plan = plan_of(chunk(7.0, [0.1, 0.2, 0.3, 0.4]), 7.2, x=0.9)
     told = {7.0: 0.7, 7.1: 0.9}
     rows = plan.remainder(6.9, lambda starts, period: row(told[time]) if (time := round(starts, 3)) in told else None)

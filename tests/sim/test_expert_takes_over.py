@@ -1,4 +1,4 @@
-"""The expert does the rest of the task from any state that somebody else has left."""
+"""The expert completes the task from any state that another controller has left."""
 
 from collections.abc import Callable
 
@@ -36,13 +36,13 @@ def with_gripper(commands: Commands, since: int, gripper: int) -> Commands:
 
 
 def pushing(commands: Commands) -> Commands:
-    """Down beside the block, and sideways against it."""
+    """Down next to the block, and sideways against it."""
     down = closing(commands)
     sweep = [shifted(commands[down - 1 : down], (0.0, float(by), 0.0), 1)[0] for by in np.linspace(0.08, 0.03, 8)]
     return [*shifted(commands, (0.0, 0.08, 0.0), down), *sweep]
 
 
-# What was done before the expert is asked, from the commands of a whole episode.
+# What was done before the expert takes over, from the commands of a complete episode.
 STATES: dict[str, Callable[[Commands], Commands]] = {
     "nothing yet": lambda whole: [],
     "on the way": lambda whole: whole[:7],
@@ -55,7 +55,7 @@ STATES: dict[str, Callable[[Commands], Commands]] = {
     "carried half the way": lambda whole: whole[: closing(whole) + 18],
     "held, low over the tray": lambda whole: whole[: opening(whole)],
     "pushed": lambda whole: pushing(whole),
-    # Later it may fall close to the tray's wall, where no open hand reaches it.
+    # Later it may fall close to the tray's wall, where an open hand cannot reach it.
     "let go on the way up": lambda whole: with_gripper(whole, closing(whole) + 9, 1)[: closing(whole) + 18],
     "never closed, gone to the tray": lambda whole: with_gripper(whole, 0, 1)[: closing(whole) + 22],
 }

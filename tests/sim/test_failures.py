@@ -1,4 +1,4 @@
-"""Every way to fail has its own reason, the same under both referees where both can say it."""
+"""Every way to fail has its own reason, the same with both referees if both can detect it."""
 
 from collections.abc import Callable
 

@@ -118,7 +118,7 @@ def test_no_episodes_is_an_error(tmp_path: Path) -> None:
 
 
 def test_recordings_of_the_defaults_are_those_of_the_first_release(tmp_path: Path) -> None:
-    """Steps, not pixels: those of drawing depend on OpenCV's build."""
+    """Steps, not pixels, which depend on OpenCV's build."""
     (folder,) = make_trajectories(tmp_path, 1, seed=3, image_size=SIZE)
     trajectory = open_trajectory(folder)
     assert trajectory.n_steps == 80

@@ -1,4 +1,4 @@
-"""The same commands under both referees: what only physics can say, and that the fast one says the same."""
+"""The same commands with both referees: what only physics can decide, and that the fast one agrees."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def scene_and_commands(seed: int) -> tuple[Scene, list[Command]]:
 
 
 def outcome(referee: str, scene: Scene, commands: list[Command]) -> tuple[bool, bool]:
-    """Whether the block was lifted, and whether it lies in the tray at the end."""
+    """Whether the block was lifted, and whether it is in the tray at the end."""
     tabletop, progress = make_tabletop(scene, referee), Progress()
     for command in commands:
         tabletop.step(command.pose, command.gripper)
@@ -72,7 +72,7 @@ def displaced(commands: list[Command], seed: int, millimeters: float) -> list[Co
     return [Command(command.pose + offset, command.gripper) for command in commands]
 
 
-# docs/closed_loop.md says these figures, of 40 scenes: placed by physics, by the kinematic one, and equal outcomes.
+# The figures in docs/closed_loop.md, of 40 scenes: placed by physics, by the kinematic referee, and equal outcomes.
 @pytest.mark.parametrize(
     ("millimeters", "agreement"),
     [
@@ -92,7 +92,7 @@ def test_displaced_poses_end_alike(millimeters: float, agreement: float) -> None
 
 
 def lifts(referee: str, scene: Scene, offset: tuple[float, float, float]) -> bool:
-    """Whether open fingers that come down ``offset`` (across, along, above; mm) off the block's center lift it."""
+    """Whether open fingers that descend at ``offset`` (across, along, above; mm) from the block's center lift it."""
     turn = Rotation.from_euler("z", scene.blocks[0].yaw)
     low = np.array([*scene.block_xy, BLOCK_SIZE / 2]) + turn.apply(np.array(offset) / 1e3)
     above = np.array([0, 0, 0.12])

@@ -1,4 +1,4 @@
-"""The Gymnasium environment: clean by Gymnasium's own checker, paired by seed, equal under its wrappers."""
+"""The Gymnasium environment: accepted by Gymnasium's checker, paired by seed, equal under its wrappers."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""best.ckpt holds the best measurement of the run, whenever it was made, and says by which figures it was chosen."""
+"""best.ckpt holds the best measurement of the run, whenever it was made, and records by which figures it was chosen."""
 
 import pytest
 import tiny_run
@@ -10,7 +10,7 @@ from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace imp
     TrainDiffusionTransformerHybridWorkspace,
 )
 
-# Measured after every epoch; a checkpoint is due after the first and the last one only.
+# Measured after every epoch; a checkpoint is due only after the first and the last one.
 SETTINGS = (
     "training.num_epochs=5",
     "training.checkpoint_every=50",
@@ -28,7 +28,7 @@ class StoppedError(Exception):
 
 
 def workspace(dataset, folder, *overrides, ends_at=None, f1=(0.2, 0.4, 0.8, 0.6, 0.1)):
-    """A run whose F1 after each epoch is given; it ends with an exception in the middle of epoch `ends_at`."""
+    """A run with a given F1 after each epoch; it ends with an exception in the middle of epoch `ends_at`."""
 
     class Measured(TrainDiffusionTransformerHybridWorkspace):
         def _prepare(self, processes, stack):
@@ -113,7 +113,7 @@ def test_an_undefined_f1_is_passed_over_and_the_next_figure_decides(dataset, tmp
 
 
 def test_an_epoch_without_an_update_has_no_loss(dataset, tmp_path):
-    """Every update was skipped: a loss of 0 would be the best of all."""
+    """If every update was skipped, a loss of 0 would be the best of all."""
 
     class Skipping(TrainDiffusionTransformerHybridWorkspace):
         def _count(self, metrics):

@@ -1,4 +1,4 @@
-"""Steps kept in memory are those that the windows number, whatever part of the dataset is used."""
+"""Steps kept in memory are numbered like those of the windows, whatever part of the dataset is used."""
 
 import numpy as np
 import torch

@@ -99,7 +99,7 @@ def test_without_a_pose_the_joints_decide_in_their_unit(tmp_path, joints):
 
 
 def test_every_measurement_can_become_the_best(tmp_path):
-    """Between two checkpoints, too; nothing is written for one that is not the best."""
+    """Also between two checkpoints; nothing is written for one that is not the best."""
     checkpoints = folder(tmp_path)
     measured = [None, 0.3, 0.2, 0.5, None, math.nan, 0.5]
     saved = [

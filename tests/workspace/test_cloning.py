@@ -96,7 +96,7 @@ def test_each_row_goes_on_where_it_ended_and_each_frame_comes_once(rows: int, ho
 def upstream_update(
     policy: MinecraftAgentPolicy, chunks: list[dict[str, Any]], lr: float, decay: float
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Upstream's update written out with torch alone: the chunk is the truth for gradients, L2 is in the gradient."""
+    """Upstream's update written out in plain torch: gradients stop at the chunk, and L2 is in the gradient."""
     moments: dict[str, list[torch.Tensor]] = {}
     state, losses = policy.initial_state(len(chunks[0]["first"])), []
     for count, chunk in enumerate(chunks, start=1):
@@ -166,7 +166,7 @@ def both_update(ours: VPTImagePolicy, theirs: MinecraftAgentPolicy, side: int) -
 
 
 def test_three_updates_equal_upstreams_definition() -> None:
-    """Loss, gradients, Adam with L2, the memory across chunks; no step moves a number by more than 1.81e-4."""
+    """Loss, gradients, Adam with L2, the memory across chunks; no step changes a number by more than 1.81e-4."""
     ours = tiny_policy(3)
     theirs = MinecraftAgentPolicy(ours.settings)
     theirs.load_state_dict({name: value for name, value in ours.state_dict().items() if name.startswith(RELEASED)})

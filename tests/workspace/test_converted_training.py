@@ -1,4 +1,4 @@
-"""A policy of other numbers than the robot's goes the whole way: it is trained, measured, and logged in quaternions."""
+"""A policy in another representation than the robot's, end to end: trained, measured, and logged in quaternions."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def test_it_is_measured_and_logged_in_the_robots_numbers(trained: Path, data: Pa
     chunks, _ = predict_chunks(recorded, steps, Sampling(steps=2))
     assert chunks.shape == (12, 8, 8)
     np.testing.assert_allclose(np.linalg.norm(chunks[..., 3:7], axis=-1), 1, atol=1e-5)
-    if spec.relative:  # as far from the measured pose as the recording ever is, by the normalizer's range
+    if spec.relative:  # as far from the measured pose as ever in the recording, by the normalizer's range
         stats = recorded.policy.normalizer["action"].get_input_stats()
         low, high = (stats[end][:3].detach().numpy() for end in ("min", "max"))
         reach = np.linalg.norm(np.maximum(-low, high))

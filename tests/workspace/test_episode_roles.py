@@ -1,4 +1,4 @@
-"""What was held out once stays held out: in a resumed run, and in one that starts from another checkpoint."""
+"""Episodes once held out stay held out, in a resumed run and in one that starts from another checkpoint."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ RUN = ("training.num_epochs=1", "training.max_train_steps=1", "checkpoint.topk.k
 
 
 def write(path: Path, seeds: tuple[int, ...]) -> Path:
-    """A dataset of episodes that are known by their seed."""
+    """A dataset of episodes identified by their seed."""
     tiny_run.write_dataset(path, ())
     buffer = ReplayBuffer.open(path, mode="r+")
     for seed in seeds:
@@ -41,7 +41,7 @@ def opened(dataset: Path | list[Path], history: History | None, *overrides: str)
 
 
 def parts(data, seeds: tuple[int, ...]) -> tuple[set[int], set[int]]:
-    """Seeds of the episodes that are trained on, and of those that are held out."""
+    """Returns the seeds of training and of held-out episodes."""
     masks = data.dataset.train_episodes, data.dataset.validation_episodes
     train, held_out = ({seeds[number] for number in np.flatnonzero(mask)} for mask in masks)
     return train, held_out
@@ -49,7 +49,7 @@ def parts(data, seeds: tuple[int, ...]) -> tuple[set[int], set[int]]:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    """The data of a training, and its split as a checkpoint stores it."""
+    """The data of a training, and its split as stored in a checkpoint."""
     data = opened(write(tmp_path_factory.mktemp("first") / "set.zarr", SEEDS), None)
     return parts(data, SEEDS), split_of({"split": data.split.to_plain()}, "first.ckpt")
 
@@ -110,7 +110,7 @@ def test_what_was_left_out_is_not_new(tmp_path, filters):
 
 
 def test_a_recording_that_is_there_twice_is_told(first, tmp_path, caplog):
-    """Of the two that the first dataset holds out, the second one trains on one."""
+    """Of the two episodes held out in the first dataset, one is trained on in the second."""
     (_, held_out), _ = first
     copies = tuple(held_out)
     data = opened([write(tmp_path / "a.zarr", SEEDS), write(tmp_path / "b.zarr", copies)], None)
@@ -153,7 +153,7 @@ def test_a_checkpoint_without_a_split_leaves_it_open(tmp_path):
 
 
 def test_a_run_resumed_on_an_appended_dataset_and_fine_tuned(tmp_path):
-    """The whole way: train, append, resume, start another run from it; then evaluate."""
+    """The whole path: train, append, resume, start another run from it, then evaluate."""
     dataset, folder = write(tmp_path / "set.zarr", SEEDS[:6]), tmp_path / "run"
     settings = tiny_run.settings(dataset, *RUN, "training.sample_every=0")
     TrainDiffusionTransformerHybridWorkspace(settings, folder).run()

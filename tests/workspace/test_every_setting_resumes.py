@@ -1,8 +1,8 @@
 """Law 6 for every setting: stopped at any update and resumed, a run equals one never stopped, to the bit.
 
-Configs are found in config/: a file that is added there is tested from then on. Keys and options that no file of a
+Configs are found in config/, so a file added there is tested from then on. Keys and options that no file of a
 group sets have cases here, and one that appears in neither is found by the last tests. Files and cases that combine
-what others try by themselves, and further places to keep a dataset's numbers, are exhaustive ones.
+what others test separately, and further places to keep a dataset's numbers, are exhaustive.
 """
 
 import copy
@@ -47,20 +47,20 @@ TINY = (
 GROUPS = sorted(
     path.name
     for path in tiny_run.CONFIG.iterdir()
-    # rules of the adapter; where jobs are started; simulators, which have a case; mappings of the converter
+    # rules of the adapter; job launchers; simulators, which have a case; mappings of the converter
     if path.is_dir() and path.name not in ("adapt", "hydra", "env_runner", "simulator", "recordings")
 )
 NAMED = sorted(f"{group}={path.stem}" for group in GROUPS for path in (tiny_run.CONFIG / group).glob("*.yaml"))
-# Tasks of other datasets; experiments of VPT, whose runs have tests of their own.
+# Tasks of other datasets; experiments of VPT, whose runs have their own tests.
 OF_OTHERS = ("task=pusht", "task=minecraft", "experiment=vpt_grove", "experiment=vpt_grove_ppo")
 FILES = [file for file in NAMED if file not in OF_OTHERS]
-# One experiment has the weights of the loss and the dropout of another file; layers' rates are groups as the ledger's.
+# One experiment has another file's loss weights and dropout; layers' rates are groups like the ledger's.
 FURTHER_FILES = {
     *(file for file in FILES if file.startswith("experiment=") and file != "experiment=finetune_8d"),
     "loss=gripper_events", "observation_dropout=gripper", "learning_rates=layer_decay", "task=cogact_robot_10d",
 }  # fmt: skip
 
-# Settings that no file above sets, or not so: some draw random numbers, some decide who draws them, and when.
+# Settings that no file above sets this way: some draw random numbers, some decide who draws them and when.
 CASES = {
     "everything that draws": (
         "policy.eval_fixed_crop=False",
@@ -146,7 +146,7 @@ FURTHER = (
     "relative to the current pose, in six numbers, with workers",
     "the machine's fast arithmetic, every batch an update",
 )
-# Options and keys that draw nothing and decide nothing about who draws: what is computed, measured, kept and shown.
+# Options and keys that neither draw nor affect drawing: what is computed, measured, kept and shown.
 NO_DRAWS = {
     "policy": "_target_ shape_meta noise_scheduler horizon n_action_steps n_obs_steps num_inference_steps crop_shape "
     "obs_encoder_group_norm n_layer n_cond_layers n_head n_emb causal_attn time_as_cond obs_as_cond eta "
@@ -171,14 +171,14 @@ NO_DRAWS_AT_TOP = (
 
 
 class Saved(TrainDiffusionTransformerHybridWorkspace):
-    """A run whose folder is copied as it is when update `at` is saved: there it was stopped."""
+    """A run whose folder is copied when update `at` is saved, as if stopped there."""
 
     def __init__(self, cfg, folder, name, copy_to):
         super().__init__(cfg, folder)
         self.name, self.copy_to = name, copy_to
 
     def _make_updates(self, initialization):
-        """Another update for every case: at an epoch's border, before it, after it, in its middle."""
+        """Chooses a different update for every case: at an epoch's end, before it, after it, in its middle."""
         super()._make_updates(initialization)
         self.at = 1 + sum(map(ord, self.name)) % (self._total_updates - 1)
         self.cfg.training.checkpoint_every_steps = self.at
@@ -221,7 +221,7 @@ def settings(datasets, *overrides):
 
 
 def stages_in_reach(cfg):
-    """Stages that change within the few updates of this run."""
+    """Stages that change within this run's few updates."""
     for stage in cfg.stages:
         if "steps" in stage:
             stage.steps = 4
@@ -229,19 +229,19 @@ def stages_in_reach(cfg):
 
 
 def assert_resumes(cfg, name, folder):
-    """One run straight through; a second one from where the first was saved in between."""
+    """One uninterrupted run, and a second one from where the first was saved in between."""
     straight, stopped = folder / "straight", folder / "stopped"
     run = Saved(copy.deepcopy(cfg), straight, name, stopped)
     run.run()
     assert read_checkpoint(stopped / "checkpoints" / LATEST).run_state["progress"]["global_step"] == run.at
-    torch.manual_seed(1)  # whatever this process drew in between
+    torch.manual_seed(1)  # as if this process had drawn numbers in between
     TrainDiffusionTransformerHybridWorkspace(copy.deepcopy(cfg), stopped).run()
     assert assert_same_runs(stopped, straight).run_state["progress"]["epoch"] == cfg.training.num_epochs
 
 
 @pytest.fixture(scope="module")
 def shown():
-    """Configs that were tried: a group's default, named, is the default again."""
+    """Configs that were tested; a group's default, given by name, is the default again."""
     return []
 
 
@@ -253,7 +253,7 @@ def further(values, are_further):
 def test_every_config_resumes_to_the_bit(choice, datasets, pose_checkpoint, grown_checkpoint, shown, tmp_path):
     cfg = stages_in_reach(settings(datasets, choice))
     width = cfg.task.shape_meta.action.shape[0]
-    weights = {7: pose_checkpoint, 8: grown_checkpoint}.get(width)  # others begin from scratch
+    weights = {7: pose_checkpoint, 8: grown_checkpoint}.get(width)  # others start from scratch
     cfg.pretrained.path = None if weights is None else str(weights)
     cfg.exp_name = ""
     others = [] if weights is None else differences(read_checkpoint(weights).cfg, {}, cfg)  # tiny ones of no config
@@ -269,7 +269,7 @@ def test_every_setting_resumes_to_the_bit(case, datasets, tmp_path):
 
 
 def settings_of_cases():
-    """Every key that a case sets."""
+    """Returns every key that a case sets."""
     return {word.lstrip("+").split("=")[0] for case in CASES.values() for word in case}
 
 

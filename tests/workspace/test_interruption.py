@@ -1,4 +1,4 @@
-"""The first signal ends a run properly and is answered; the second one is not held back; workers hear neither."""
+"""The first signal ends a run properly and is answered; the second takes effect at once; workers ignore both."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace imp
 
 @pytest.fixture
 def handlers():
-    """What was listening before is listening afterwards."""
+    """Restores the previous signal handlers."""
     before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
     yield
     for number, handler in before.items():
@@ -94,7 +94,7 @@ def test_only_the_process_that_talks_to_the_user_answers(capfd):
         signal.raise_signal(signal.SIGTERM)
     with StopRequest():
         child = os.fork()
-        if child == 0:  # as a process that has not said yet that it does not listen
+        if child == 0:  # like a process that does not yet ignore the signal
             signal.raise_signal(signal.SIGINT)
             os._exit(0)
         os.waitpid(child, 0)
@@ -117,7 +117,7 @@ def test_loader_workers_read_on_whatever_they_are_sent_and_end_with_their_parent
     read = [next(batches)]
     started = children() - before
     assert started
-    subprocess.run(["kill", f"-{number.value}", *map(str, started)], check=False)  # another process, as scancel
+    subprocess.run(["kill", f"-{number.value}", *map(str, started)], check=False)  # from another process, like scancel
     read += list(batches)
     assert [batch.number for batch in read] == list(range(len(data.train.order)))
     begun = time.monotonic()
@@ -153,7 +153,7 @@ def straight(dataset, tmp_path_factory):
 
 
 class StoppedWorkspace(TrainDiffusionTransformerHybridWorkspace):
-    """Is asked to stop while it makes update `at`, or while it validates after epoch 0."""
+    """Gets a request to stop during update `at`, or during validation after epoch 0."""
 
     at = None
 
@@ -188,7 +188,7 @@ class StoppedWorkspace(TrainDiffusionTransformerHybridWorkspace):
     ids=lambda at: f"update {at}" if at else "validation",
 )
 def test_a_run_that_is_stopped_anywhere_goes_on_as_if_it_had_not(dataset, straight, tmp_path, at):
-    """Also at the last update of an epoch, whose validation is then made by the run that goes on."""
+    """Including the last update of an epoch, whose validation the resumed run then makes."""
     stopped = StoppedWorkspace(tiny_run.settings(dataset, *SETTINGS), tmp_path)
     stopped.at = at
     summary = stopped.run()

@@ -1,4 +1,4 @@
-"""The log of metrics: its lines, what a resumed run makes of it, and where else numbers go."""
+"""The log of metrics: its lines, how a resumed run treats it, and where else numbers go."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Keys of older configs mean what they meant, and are said to be older."""
+"""Keys of older configs keep their meaning, and are reported as older."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_what_cannot_be_hidden_is_refused_before_the_first_update(dataset, tmp_p
 
 
 def test_the_old_key_hides_the_middle_of_the_datasets_range(dataset, tmp_path):
-    """As before: the share of windows, behind (min + max) / 2 of the dataset, regardless of the cache."""
+    """As before: this share of windows is replaced by (min + max) / 2 of the dataset, regardless of the cache."""
     cfg = settings(dataset, "+task.dataset.obs_dropout={robot_eef_pose: 1.0}", "training.cache=memory")
     workspace = TrainDiffusionTransformerHybridWorkspace(cfg, tmp_path)
     seen = []

@@ -1,4 +1,4 @@
-"""Roles, learning rates, stages, and old slots that hold still."""
+"""Roles, learning rates, stages, and old slots that stay fixed."""
 
 from typing import Any
 
@@ -81,7 +81,7 @@ def train(net: Net, optimizer: torch.optim.Optimizer, stages: Stages | None = No
 
 def test_old_slots_hold_still_while_new_ones_learn(net: Net, ledger: Ledger) -> None:
     roles = parameter_roles(ledger, net)
-    # Weight decay moves numbers that have no gradient; old slots must not notice.
+    # Weight decay changes numbers without gradient, but must not change old slots.
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.5)
     before = net.grown.weight.detach().clone()
     slots = OldSlots.of(net, roles)

@@ -30,7 +30,7 @@ def test_each_dimension_has_a_panel_with_both_lines():
     assert image.shape == (HEADER + 8 * HEIGHT, WIDTH, 3)
     assert image.dtype == np.uint8
     header = image[:HEADER].astype(int)
-    assert (header[..., 2] - header[..., 0] > 80).any()  # the word in the color of its line
+    assert (header[..., 2] - header[..., 0] > 80).any()  # the label in the color of its line
     for panel in np.split(image[HEADER:], 8):
         for color in (RECORDED, PREDICTED):
             assert (panel == color).all(axis=-1).sum() > 20

@@ -60,7 +60,7 @@ def test_a_run_leaves_what_it_measured_and_a_checkpoint_that_opens_as_any_other(
 ) -> None:
     folder, summary = straight
     lines = read_metrics(folder / "logs.json.txt")
-    assert [line["global_step"] for line in lines] == [4, 8, 12, 16]  # two passes over six chunks, three an update
+    assert [line["global_step"] for line in lines] == [4, 8, 12, 16]  # two passes over six chunks, three per update
     for name in ("success_share", "success_share_low", "episode_return", "explained_variance", "frames_per_second"):
         assert name in lines[-1]
     assert "kl_to_pretrained" not in lines[0], "the value head warmed up"
@@ -86,7 +86,7 @@ def test_a_run_leaves_what_it_measured_and_a_checkpoint_that_opens_as_any_other(
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, call: int, what: Callable[[], None]) -> None:
-    """Have something happen before the updates of an iteration, counted from 1."""
+    """Runs something before the updates of an iteration, counted from 1."""
     calls = []
 
     def learn(self: Learner, *given: Any) -> dict[str, float]:

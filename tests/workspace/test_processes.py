@@ -1,4 +1,4 @@
-"""Several processes: the same run as one, from the same batches, with weights that never drift apart."""
+"""Several processes: the same run as with one, from the same batches, with weights that never diverge."""
 
 import hashlib
 import multiprocessing
@@ -20,12 +20,12 @@ from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace imp
     TrainDiffusionTransformerHybridWorkspace,
 )
 
-# Without dropout, and with crops of the whole image, nothing is left to chance but what all processes draw alike.
-# 17 windows in batches of 8: the last batch has one window, so one process has none of its own.
+# Without dropout, and with crops of the whole image, the only random numbers are those that all processes draw alike.
+# 17 windows in batches of 8: the last batch has one window, so one process has none.
 SETTINGS = (
     "policy.p_drop_attn=0",
     "policy.crop_shape=null",
-    "training.threads=1",  # more of them would hang in a copy of a process that has had some
+    "training.threads=1",  # more would hang in a copy of a process that has had threads
     "training.sample_every=0",
     "training.checkpoint_every=50",
     "checkpoint.topk.k=0",
@@ -44,7 +44,7 @@ def run_together(dataset, cwd, world_size, *overrides):
 
 
 def start(arguments, cwd, world_size):
-    """What each of the processes printed."""
+    """Returns what each of the processes printed."""
     command = [warm_process.python(), *map(str, arguments)]
     running = [
         subprocess.Popen(
@@ -59,7 +59,7 @@ def start(arguments, cwd, world_size):
 
 
 def variables_of(world_size):
-    """What torchrun tells each of the processes."""
+    """Returns what torchrun passes to each of the processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -68,7 +68,7 @@ def variables_of(world_size):
 
 
 def copies(world_size, cfg, folder):
-    """Digests of what each of the processes holds after the run: copies of this one, which has loaded everything."""
+    """Returns digests of each process's state after the run; the processes are copies of this one."""
     context = multiprocessing.get_context("fork")
     found = [context.Pipe(duplex=False) for _ in range(world_size)]
     running = [
@@ -92,7 +92,7 @@ def train_and_digest(variables, cfg, folder, sending):
 
 
 def digest(tensors):
-    """Of all their bits."""
+    """Returns a digest of all their bits."""
     whole = hashlib.sha256()
     for tensor in tensors:
         whole.update(tensor.detach().contiguous().numpy().tobytes())
@@ -121,7 +121,7 @@ def test_two_processes_learn_what_one_does_and_either_can_go_on(dataset, tmp_pat
     settings = tiny_run.settings(dataset, *SETTINGS, "training.num_epochs=3")
     summary = TrainDiffusionTransformerHybridWorkspace(settings, together).run()
     assert summary.updates == 9
-    digests = copies(2, settings, alone)  # and the other way round
+    digests = copies(2, settings, alone)  # and vice versa
     one, two = (read_metrics(folder / "logs.json.txt")[-1] for folder in (together, alone))
     assert one["global_step"] == two["global_step"] == 9
     for key in ("train_loss", "val_loss", "val_loss_model"):

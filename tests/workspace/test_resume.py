@@ -30,7 +30,7 @@ SETTINGS = (
     "experiment=color_jitter",
     "observation_dropout=gripper",
     "loss=gripper_events",
-    "training.threads=1",  # more of them would hang in a copy of a process that has had some
+    "training.threads=1",  # more would hang in a copy of a process that has had threads
 )
 UPDATES_PER_EPOCH = 3
 HALF = EPOCHS // 2 * UPDATES_PER_EPOCH
@@ -54,7 +54,7 @@ def straight(dataset, tmp_path_factory):
 
 
 def killed(dataset: Path, folder: Path, when: str, *overrides: str) -> None:
-    """In a process of its own: a copy of this one, which has loaded everything already."""
+    """In its own process: a copy of this one, with everything already loaded."""
     cfg = tiny_run.settings(dataset, *SETTINGS, *overrides)
     process = multiprocessing.get_context("fork").Process(target=run_until_killed, args=(cfg, folder, when))
     process.start()

@@ -1,4 +1,4 @@
-"""Every schedule: held after its end, resumed to the bit, and a jump of the rate is said with its numbers."""
+"""Every schedule: held after its end, resumed to the bit, and a jump of the rate is reported with its numbers."""
 
 import pytest
 import tiny_run
@@ -38,7 +38,7 @@ def start(name, n_updates, rate=RATE):
 
 
 def rates(optimizer, schedule, n):
-    """The rates of the next updates, both groups."""
+    """Returns the rates of the next updates, for both groups."""
     found = []
     for _ in range(n):
         found.append([group["lr"] for group in optimizer.param_groups])
@@ -48,7 +48,7 @@ def rates(optimizer, schedule, n):
 
 
 def resumed(name, at, before, after, rate=RATE, new_rate=RATE):
-    """What a run of `before` updates was saved as after update `at`, gone on with by one of `after`."""
+    """Resumes the state saved after update `at` of a run of `before` updates, in a run of `after` updates."""
     optimizer, schedule = start(name, before, rate)
     rates(optimizer, schedule, at)
     saved = optimizer.state_dict(), plain_schedule(schedule.state_dict())
@@ -86,7 +86,7 @@ def test_a_resumed_schedule_is_the_same_to_the_bit_and_nothing_is_said(name, at,
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("after", [5, 12, 15, 16])
 def test_with_fewer_updates_a_rate_never_rises(name, after):
-    """A larger batch or fewer epochs: the schedule may have ended before the update that the run goes on with."""
+    """A larger batch or fewer epochs: the schedule may have ended before the update that the run continues with."""
     last = rates(*start(name, 40), 15)[-1][0]
     found = [first for first, _ in rates(*resumed(name, 15, 40, after), 50)]
     assert max(found) <= last
@@ -130,7 +130,7 @@ def test_the_number_of_updates_does_not_depend_on_where_a_run_was_stopped(n_batc
 
 
 def test_a_run_that_goes_on_with_a_larger_batch_comes_down_at_its_own_end(tmp_path, caplog):
-    """Updates 0 to 8 of 15 were made; then an epoch is three updates no more but one."""
+    """Updates 0 to 8 of 15 were made; then an epoch is one update instead of three."""
     dataset = tiny_run.write_dataset(tmp_path / "set.zarr")
     small = ("training.sample_every=0", "checkpoint.topk.k=0", "dataloader.batch_size=6")
 

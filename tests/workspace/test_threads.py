@@ -1,4 +1,4 @@
-"""Compute threads of a run: chosen when it begins, kept when it is resumed, so that sums are grouped as before."""
+"""Compute threads of a run: chosen when it begins and kept when it is resumed, so that sums are grouped as before."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ NOW = CpuTimes(0.0, 0.0, {})
 
 @pytest.fixture
 def settle(monkeypatch):
-    """On a machine with four cores, of which `free` are left."""
+    """Simulates a machine with four cores, of which `free` are idle."""
     before = torch.get_num_threads()
     for name in threads.EXPLICIT:
         monkeypatch.delenv(name, raising=False)

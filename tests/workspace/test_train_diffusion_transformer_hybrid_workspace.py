@@ -50,7 +50,7 @@ def pose_run(dataset, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def grown(pose_run, dataset, tmp_path_factory):
-    """It, grown to 8-D."""
+    """The same policy, grown to 8-D."""
     path = tmp_path_factory.mktemp("grown") / "cogact_7d_to_8d_init.ckpt"
     grow_7d_to_8d(pose_run / CHECKPOINT_OF_7D, path, dataset=dataset)
     return path
@@ -193,7 +193,7 @@ def test_that_a_weighted_loss_is_not_the_one_before_the_first_update_is_said(dat
 
 def test_a_run_whose_loss_falls_without_gripper_events_warns_and_draws_pictures(dataset, tmp_path, caplog, monkeypatch):
     run = workspace(dataset, tmp_path, "training.num_epochs=1", "training.sample_every=1")
-    run.progress.first_epoch_loss = 1000.0  # as if it had begun there
+    run.progress.first_epoch_loss = 1000.0  # as if it had started there
     monkeypatch.setattr(
         evaluator, "gripper_scores", lambda *_: {"val_gripper_events_recorded": 2, "val_gripper_events_found": 0}
     )

@@ -1,4 +1,4 @@
-"""One update: equal to the arithmetic written out, and left out where it is not finite."""
+"""One update: equal to the written-out arithmetic, and skipped if not finite."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What is measured while training."""
+"""What is measured during training."""
 
 import copy
 import re
@@ -184,7 +184,7 @@ def test_cached_windows_are_those_of_the_dataset(config):
 
 
 def test_a_policy_that_does_not_see_is_told(config, policy):
-    """Units at zero for every image: what a learning rate too high for the encoder ends in."""
+    """Units at zero for every image, as caused by too high a learning rate for the encoder."""
     windows = open_data(config, ALONE).held_out
     obs = windows.get_batch(np.arange(len(windows)))["obs"]
     state = torch.get_rng_state()
