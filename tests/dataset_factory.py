@@ -96,10 +96,10 @@ def pack(folder: Path, archive: Path, method: int = zipfile.ZIP_STORED, top: str
     return archive
 
 
-def tell(path: Path, *said: dict[str, Any]) -> Path:
+def tell(path: Path, *records: dict[str, Any]) -> Path:
     """Adds the recordings' metadata to each episode of a dataset: tasks, success, interventions."""
     buffer = ReplayBuffer.open(path, mode="r+")
     found: Any = buffer.root.attrs.get(EPISODES)
     described = found or [{"name": f"episode_{i:04d}", "number": i} for i in range(buffer.n_episodes)]
-    buffer.root.attrs[EPISODES] = [{**entry, **more} for entry, more in zip(described, said, strict=True)]
+    buffer.root.attrs[EPISODES] = [{**entry, **more} for entry, more in zip(described, records, strict=True)]
     return path

@@ -154,13 +154,13 @@ def test_an_entry_of_the_predecessors_that_is_absent_is_filled_or_named(full: Di
     try:
         start(without(full, key))
     except WorkspaceError as error:
-        said = str(error)
+        message = str(error)
     else:
         return
-    assert key.split(".")[0] in NEVER_FILLED, said
-    named = key == "task.dataset.pad_after" or key.rpartition(".")[2] in said or "shape_meta" in said
-    assert named, said  # without padding at the end, episodes of 12 steps contain no window of 16
-    assert "\n" not in said
+    assert key.split(".")[0] in NEVER_FILLED, message
+    named = key == "task.dataset.pad_after" or key.rpartition(".")[2] in message or "shape_meta" in message
+    assert named, message  # without padding at the end, episodes of 12 steps contain no window of 16
+    assert "\n" not in message
 
 
 def test_nothing_is_filled_where_nothing_is_absent(full: DictConfig) -> None:
@@ -276,7 +276,7 @@ def test_their_config_may_lie_in_our_folder(theirs: Path, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("tranining.num_epochs=1",), "no such setting; did you mean training.num_epochs"),
         (("pretrained.pth=1",), "no such setting; did you mean pretrained.path"),
@@ -286,8 +286,8 @@ def test_their_config_may_lie_in_our_folder(theirs: Path, tmp_path: Path, monkey
         (("experiment=nothing",), "no such choice; .*there are experiment="),
     ],
 )
-def test_a_misspelled_override_of_theirs_is_one_sentence(theirs: Path, words: Sequence[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as caught:
+def test_a_misspelled_override_of_theirs_is_one_sentence(theirs: Path, words: Sequence[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
         compose_training(str(theirs / "train_theirs.yaml"), words)
     assert "\n" not in str(caught.value)
 

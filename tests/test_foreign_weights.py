@@ -383,11 +383,11 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("kind", CONTENTS)
 def test_a_file_that_is_no_checkpoint_is_named_for_what_it_is(tmp_path: Path, kind: str) -> None:
-    content, said = CONTENTS[kind]
+    content, message = CONTENTS[kind]
     path = tmp_path / "the file.ckpt"
     path.write_bytes(content)
     for opens, error in ((read_checkpoint, CheckpointError), (open_tensor_file, TensorFileError)):
-        with pytest.raises(error, match=said) as caught:
+        with pytest.raises(error, match=message) as caught:
             opens(path)
         assert str(path) in str(caught.value)
         assert "begins like a zip" not in str(caught.value)
@@ -398,9 +398,9 @@ def test_a_file_that_is_no_checkpoint_is_named_for_what_it_is(tmp_path: Path, ki
 @pytest.mark.parametrize("name", ["a.pt", "b.safetensors", "no_suffix"])
 @pytest.mark.parametrize("kind", ["git-lfs", "html", "empty", "gzip"])
 def test_whatever_its_name_is(tmp_path: Path, kind: str, name: str) -> None:
-    content, said = CONTENTS[kind]
+    content, message = CONTENTS[kind]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(TensorFileError, match=said.split(", ")[0]):
+    with pytest.raises(TensorFileError, match=message.split(", ")[0]):
         open_tensor_file(tmp_path / name)
 
 
@@ -448,12 +448,12 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_a_folder_is_named_for_what_it_is(tmp_path: Path, kind: str) -> None:
-    fill, said = FOLDERS[kind]
+    fill, message = FOLDERS[kind]
     folder = tmp_path / "a folder"
     folder.mkdir()
     fill(folder)
     for opens in (read_checkpoint, open_tensor_file):
-        with pytest.raises(WorkspaceError, match=said):
+        with pytest.raises(WorkspaceError, match=message):
             opens(folder)
 
 
@@ -485,8 +485,8 @@ def test_places_that_are_no_files(tmp_path: Path) -> None:
         "absent.ckpt": r"there is no such checkpoint file; its folder has .*other\.ckpt",
         "nowhere/a.ckpt": "there is no such checkpoint file, nor a folder",
     }
-    for name, said in cases.items():
-        with pytest.raises(WorkspaceError, match=said):
+    for name, message in cases.items():
+        with pytest.raises(WorkspaceError, match=message):
             read_checkpoint(tmp_path / name)
     server.close()
     with pytest.raises(WorkspaceError, match=r"an address, .*copy it first"):
@@ -547,9 +547,9 @@ def test_reported_checkpoints(shared_data: Path, reference_checkpoint: Path, tmp
     for path in files:
         if path.stem in GROWN:
             ledger = grow_7d_to_8d(path, tmp_path / "new.ckpt", overwrite=True)
-            said = "\n".join(ledger.notes)
-            assert ("read as float32" in said) == (path.stem in ("fp64", "bf16", "fp16")), path
-            assert ("holds no ema_model" in said) == (path.stem == "no_ema"), path
+            message = "\n".join(ledger.notes)
+            assert ("read as float32" in message) == (path.stem in ("fp64", "bf16", "fp16")), path
+            assert ("holds no ema_model" in message) == (path.stem == "no_ema"), path
         else:
             with pytest.raises(WorkspaceError, match=REFUSED[path.stem]):
                 grow_7d_to_8d(path, tmp_path / "new.ckpt", overwrite=True)
@@ -568,7 +568,7 @@ def test_reported_shards(shared_data: Path, tmp_path: Path) -> None:
 
 
 def test_reported_files_that_are_none(shared_data: Path, tmp_path: Path) -> None:
-    said = {"lfs": "a git-lfs pointer", "html": "a web page", "empty": "an empty file", "gz": "compressed with gzip"}
+    message = {"lfs": "a git-lfs pointer", "html": "a web page", "empty": "an empty file", "gz": "compressed with gzip"}
     for path in write_trial(tmp_path / "files", shared_data / "trials" / "53_not_a_checkpoint.py").iterdir():
-        with pytest.raises(CheckpointError, match=said[path.stem]):
+        with pytest.raises(CheckpointError, match=message[path.stem]):
             read_checkpoint(path)

@@ -268,11 +268,11 @@ def test_an_interrupted_conversion_keeps_whole_logs_and_goes_on_with_the_others(
     monkeypatch.setattr("diffusion_policy.storage.os.replace", stop_at_the_third)
     main = runpy.run_path(str(repository / "scripts" / "convert_logs_to_trajectories.py"))["main"]
     assert main([str(run), str(other), "--output", str(tmp_path / "data")]) == 130
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["episode_0000"]
-    assert f"1 episodes of 1 logs are kept in {tmp_path / 'data'}; go on with: " in said
-    assert f"{other} --output" in said
-    assert f"{run} {other}" not in said
+    assert f"1 episodes of 1 logs are kept in {tmp_path / 'data'}; go on with: " in output
+    assert f"{other} --output" in output
+    assert f"{run} {other}" not in output
 
 
 def test_runs_without_an_answer_are_left_out_and_said(

@@ -88,8 +88,8 @@ def test_each_trains_two_updates(
     assert summary is not None
     assert (tmp_path / "checkpoints" / "latest.ckpt").is_file()
     assert len((tmp_path / "logs.json.txt").read_text().splitlines()) >= 2
-    said = [line for line in caplog.messages if "it was per GPU" in line]
-    assert len(said) == ("ddp" in name)
+    message = [line for line in caplog.messages if "it was per GPU" in line]
+    assert len(message) == ("ddp" in name)
 
 
 def older_run(folder: Path, cached: Path, target: Path, *overrides: str) -> Any:
@@ -128,17 +128,17 @@ def test_differences_are_never_called_a_pose(folder: Path, cached: Path, tmp_pat
         get_class(cfg._target_)(cfg, tmp_path).run()
 
 
-@pytest.mark.parametrize(("name", "n", "said"), [
+@pytest.mark.parametrize(("name", "n", "message"), [
     ("train_assembly_bun_ddp", 8, "on 8 GPUs dataloader.batch_size=128 trains as it did"),
     ("train_assembly_bun_ddp", 1, "on N GPUs is dataloader.batch_size=N*16"),
     ("train_assembly_bun", 8, None),
 ])  # fmt: skip
 def test_a_batch_size_per_gpu_is_said_with_the_number_that_equals_it(
-    folder: Path, name: str, n: int, said: str | None
+    folder: Path, name: str, n: int, message: str | None
 ) -> None:
     note = batch_size_note(compose_arguments(words_of(folder, name)), n)
-    assert (note is None) == (said is None)
-    assert said is None or said in str(note)
+    assert (note is None) == (message is None)
+    assert message is None or message in str(note)
 
 
 @pytest.mark.parametrize("form", [["--config-dir", "{}"], ["--config-dir={}"], ["-cd", "{}"]], ids=" ".join)
@@ -166,8 +166,8 @@ def test_poses_and_videos_without_a_cache_are_refused_with_what_to_do(
     cfg = compose_arguments(words_of(folder, OLDER_LAYOUT, *SMALL, *words))
     with pytest.raises(DatasetError) as caught:
         get_class(cfg._target_)(cfg, tmp_path / "run").run()
-    said = re.sub(r"\s+", " ", str(caught.value))
-    assert f"--input {tmp_path} --output" in said
-    assert "--mapping rotation_vector_width" in said
-    assert "train.py --config-name=train_cogact_robot" in said
+    message = re.sub(r"\s+", " ", str(caught.value))
+    assert f"--input {tmp_path} --output" in message
+    assert "--mapping rotation_vector_width" in message
+    assert "train.py --config-name=train_cogact_robot" in message
     assert OmegaConf.select(cfg, "task.dataset.delta_action") == delta

@@ -148,8 +148,8 @@ TOLD: dict[str, tuple[dict[str, list[float]], str]] = {
 @pytest.mark.parametrize("name", TOLD)
 def test_a_quaternion_is_told_where_the_numbers_show_one(name: str) -> None:
     statistics, words = TOLD[name]
-    told = spec.sign_of_quaternion(statistics)
-    assert words in told if words else not told
+    sign = spec.sign_of_quaternion(statistics)
+    assert words in sign if words else not sign
 
 
 def test_semantics_agree_between_pose_and_pose_with_gripper() -> None:

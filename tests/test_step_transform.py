@@ -98,7 +98,7 @@ def without_pose(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("meta", "said"),
+    ("meta", "message"),
     [
         (layout_factory.shape_meta("one arm", rotation="euler"), f"expected null or one of {', '.join(ROTATIONS)}"),
         (layout_factory.shape_meta("one arm", rotation="rotation_6d_rows"), "cogact_robot_10d.yaml"),
@@ -107,6 +107,6 @@ def without_pose(meta: dict[str, Any]) -> dict[str, Any]:
         (without_pose(layout_factory.shape_meta("one arm", relative=True)), "lack x y z qx qy qz qw of the action"),
     ],
 )
-def test_what_cannot_be_converted_is_refused(meta: dict[str, Any], said: str) -> None:
-    with pytest.raises(SpecError, match=said):
+def test_what_cannot_be_converted_is_refused(meta: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
         StepTransform(read_shape_meta(meta))

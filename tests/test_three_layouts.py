@@ -125,16 +125,16 @@ def test_a_page_and_the_checks_say_what_the_layout_has(way: tuple[str, Way]) -> 
     sources = Sources((made.dataset,), made.checkpoint, None, (made.log,), (made.open_loop,))
     opened = open_sources(sources)
     groups = examine_sources(opened).groups
-    said = {finding.code: finding for group in groups.values() for finding in group}
-    assert (said["action-shape"].severity, said["log-action"].severity) == ("ok", "ok")
-    assert said["checkpoint-fits-dataset"].severity == "ok"
-    assert said["arrays"].severity == "ok"
+    findings = {finding.code: finding for group in groups.values() for finding in group}
+    assert (findings["action-shape"].severity, findings["log-action"].severity) == ("ok", "ok")
+    assert findings["checkpoint-fits-dataset"].severity == "ok"
+    assert findings["arrays"].severity == "ok"
     (evidence,) = opened.logs
     gripper = opened.datasets[0].evidence.gripper
     assert gripper is not None
     assert (gripper.closings, gripper.openings) == ((4, 4) if name == "two arms" else (2, 2))
     joints = name == "joints"
-    assert (evidence.command_distance_m is None, "no pose in this layout" in said["semantics"].evidence) == (
+    assert (evidence.command_distance_m is None, "no pose in this layout" in findings["semantics"].evidence) == (
         joints,
         joints,
     )

@@ -157,15 +157,15 @@ def test_ctrl_c_before_the_first_update_and_a_second_one_say_what_is_left(tmp_pa
     end_at_once = runpy.run_path(str(REPOSITORY / "train.py"))["end_at_once"]
     with pytest.raises(SystemExit, match="130"):
         end_at_once(tmp_path)
-    said = capsys.readouterr().err
-    assert said == "ended at once: nothing was saved; the same command starts it again\n"
+    text = capsys.readouterr().err
+    assert text == "ended at once: nothing was saved; the same command starts it again\n"
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest.ckpt").touch()
     with pytest.raises(SystemExit, match="130"):
         end_at_once(tmp_path)
-    said = capsys.readouterr().err
-    assert "updates since its last checkpoint are lost\ngo on with: python train.py " in said
-    assert f"training.resume=True hydra.run.dir={tmp_path}\n" in said
+    text = capsys.readouterr().err
+    assert "updates since its last checkpoint are lost\ngo on with: python train.py " in text
+    assert f"training.resume=True hydra.run.dir={tmp_path}\n" in text
 
 
 def test_a_signal_that_a_library_swallowed_ends_the_start(tmp_path, monkeypatch, capsys):
@@ -180,9 +180,9 @@ def test_a_signal_that_a_library_swallowed_ends_the_start(tmp_path, monkeypatch,
 
 def test_a_finished_run_whose_numbers_cannot_be_read_stays_a_good_one(tmp_path, capsys):
     runpy.run_path(str(REPOSITORY / "train.py"))["print_findings"](tmp_path / "nowhere")
-    said = capsys.readouterr()
-    assert "the run is finished, but its results cannot be read" in said.err
-    assert "nowhere" in said.err
+    text = capsys.readouterr()
+    assert "the run is finished, but its results cannot be read" in text.err
+    assert "nowhere" in text.err
 
 
 def test_a_refusal_does_not_wait_for_the_report(tmp_path):

@@ -133,5 +133,5 @@ def test_a_signal_while_a_run_starts_is_one_line(dataset, tmp_path, number):
     wait_for((tmp_path / "run" / ".hydra" / "overrides.yaml").is_file)
     running.send_signal(number)
     _, errors = running.communicate(timeout=200)
-    said = "ended at once: nothing was saved; the same command starts it again\n"
-    assert (running.returncode, errors) == (128 + number, said)
+    message = "ended at once: nothing was saved; the same command starts it again\n"
+    assert (running.returncode, errors) == (128 + number, message)

@@ -133,12 +133,12 @@ def test_the_grown_encoder_and_decoder_compute_what_the_old_ones_did(
     heard = [state[f"{HEAD}action_encoder.W1.W"] for state in (tiny_groot, grown)]
     torch.testing.assert_close(noisy[..., :5] @ heard[0], noisy @ heard[1])
     hidden = torch.randn(3, 4, 20)
-    said = [
+    messages = [
         hidden @ state[f"{HEAD}action_decoder.layer2.W"] + state[f"{HEAD}action_decoder.layer2.b"][:, None]
         for state in (tiny_groot, grown)
     ]
-    torch.testing.assert_close(said[0], said[1][..., :5])
-    assert not said[1][..., 5:].any()
+    torch.testing.assert_close(messages[0], messages[1][..., :5])
+    assert not messages[1][..., 5:].any()
 
 
 def test_new_blocks_start_as_identity_and_the_old_ones_freeze(

@@ -122,10 +122,10 @@ def test_plain_weights_are_adapted_to_plain_weights(tmp_path: Path) -> None:
         "rules:\n- rename: {prefix: module., to: ''}\n- {grow: head, axes: {0: first}, init: zeros}\n"
     )
     target, rules = open_target(tmp_path / "m.json"), rules_of([str(tmp_path / "r.yaml")])
-    told: list[tuple[int, int]] = []
-    show = lambda done, total: told.append((done, total))  # noqa: E731
+    reported: list[tuple[int, int]] = []
+    show = lambda done, total: reported.append((done, total))  # noqa: E731
     ledger = apply_file(tmp_path / "old.pt", target, rules, tmp_path / "new.pt", on_progress=show)
-    assert told == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)], "checked, filled, written, read back"
+    assert reported == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)], "checked, filled, written, read back"
     assert ledger.coverage("weights") == pytest.approx(11 / 12)
     assert torch.load(tmp_path / "new.pt", weights_only=True)["head"].tolist() == [1, 1, 1, 0]
     beside = json.loads((tmp_path / "new.pt.ledger.json").read_text())

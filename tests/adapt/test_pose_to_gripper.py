@@ -53,14 +53,16 @@ def test_seven_slots_are_kept_and_the_eighth_starts_silent(grown, pose_checkpoin
 
 def test_progress_is_told_of_every_stage(pose_checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Two parts are filled and proven, the file is written and read back; no other step is counted."""
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     grow_7d_to_8d(
-        pose_checkpoint.path, tmp_path / "new.ckpt", on_progress=lambda done, total: told.append((done, total))
+        pose_checkpoint.path, tmp_path / "new.ckpt", on_progress=lambda done, total: reported.append((done, total))
     )
-    assert told == [(done, 6) for done in range(7)]
+    assert reported == [(done, 6) for done in range(7)]
     with pytest.raises(AdaptError, match="exists"):
-        grow_7d_to_8d(pose_checkpoint.path, tmp_path / "new.ckpt", on_progress=lambda done, total: told.append((9, 9)))
-    assert (9, 9) not in told
+        grow_7d_to_8d(
+            pose_checkpoint.path, tmp_path / "new.ckpt", on_progress=lambda done, total: reported.append((9, 9))
+        )
+    assert (9, 9) not in reported
 
 
 def test_model_and_ema_get_the_same_new_numbers(grown) -> None:

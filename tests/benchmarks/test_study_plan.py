@@ -43,14 +43,14 @@ def test_every_arm_composes(name: str, cell: Cell, tmp_path: Path, monkeypatch: 
 
 def test_arms_differ_in_what_they_say(tmp_path: Path) -> None:
     plan = read_plan(BENCHMARKS / "finetune_study.yaml")
-    said = [(arm.start, arm.labels, arm.overrides, str(arm.set), arm.source) for arm in plan.arms]
-    assert len(set(said)) == len(said)
+    arms = [(arm.start, arm.labels, arm.overrides, str(arm.set), arm.source) for arm in plan.arms]
+    assert len(set(arms)) == len(arms)
     names = [cell.name for cell in plan.cells()]
     assert len(set(names)) == len(names) == 3 * 4 * len(plan.arms)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "report"),
     [
         ({"updates": 290}, "multiple of look_every"),
         ({"judged_at": [40, 120]}, "including the last one"),
@@ -66,8 +66,8 @@ def test_arms_differ_in_what_they_say(tmp_path: Path) -> None:
         ({"arms": {"a": {"start": "grow", "rate": 1}}, "tampered_from": []}, "arm 'a' has rate"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=told.replace("(", "\\(")):
+def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], report: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=report.replace("(", "\\(")):
         read_plan(plan_with(tmp_path, **changes))
 
 

@@ -127,19 +127,19 @@ def test_area_and_correlation_count_ties_as_half() -> None:
 def test_a_run_is_judged_by_a_threshold_of_the_others() -> None:
     values = np.array([1.0, 2.0, 1.0, 2.0, 5.0, 6.0])
     good = np.array([True, False, True, False, True, False])  # run c has a different scale
-    said = left_out(values, good, ["a", "a", "b", "b", "c", "c"], SMALLER)
-    assert said is not None
-    assert said.tolist() == [True, False, True, False, False, False]
-    found = errors(said, good)
+    verdict = left_out(values, good, ["a", "a", "b", "b", "c", "c"], SMALLER)
+    assert verdict is not None
+    assert verdict.tolist() == [True, False, True, False, False, False]
+    found = errors(verdict, good)
     assert (found["yes"], found["yes_that_fail"]["count"], found["no_that_succeed"]["count"]) == (2, 0, 1)
 
 
 def test_calibration_counts_every_policy_and_what_the_verdict_misses() -> None:
     found = calibrate(study())
     assert (found["policies"], found["runs"], found["succeed"]) == (8, 4, 4)
-    said = found["verdicts"]["all logs open and close"]
-    assert (said["yes"], said["yes_that_fail"]["count"]) == (8, 4)
-    assert said["mean_success_of_yes"] == pytest.approx(np.mean([0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]))
+    verdict = found["verdicts"]["all logs open and close"]
+    assert (verdict["yes"], verdict["yes_that_fail"]["count"]) == (8, 4)
+    assert verdict["mean_success_of_yes"] == pytest.approx(np.mean([0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]))
     assert found["figures"]["position_mm"]["area"] == 1.0
     shut = {"verdict": "never closes", "firmness": 1.0, "changes": 0, "ahead": 0}
     for changed in itertools.islice(study()["records"], 1):

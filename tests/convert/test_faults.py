@@ -127,16 +127,16 @@ def test_a_disk_that_is_really_full_and_a_source_that_is_really_read_only(tmp_pa
         pytest.skip("this machine lets nobody mount a file system of their own (unshare -rm)")
     ended = warm_process.run(["-c", REAL_FAULTS, script], tmp_path)
     assert ended.returncode == 3, ended.stdout + ended.stderr
-    said = {name: (tmp_path / f"{name}.txt").read_text() for name in ("full", "after", "before", "readonly")}
-    assert "No space left on device" in said["full"]
-    assert "continue with --resume" in said["full"]
-    assert "status 2" in said["full"]
+    texts = {name: (tmp_path / f"{name}.txt").read_text() for name in ("full", "after", "before", "readonly")}
+    assert "No space left on device" in texts["full"]
+    assert "continue with --resume" in texts["full"]
+    assert "status 2" in texts["full"]
     # Two are processed at once, so the third may have been complete except for its entry.
-    assert said["after"].split()[:3] == ["out.zarr.partial", "episode_0000", "episode_0001"]
-    assert "episode_0003" not in said["after"]
-    assert len(set(said["before"].split())) == 1  # the finished episode was not written again
-    assert "Read-only file system" in said["readonly"]
-    assert "status 2" in said["readonly"]
+    assert texts["after"].split()[:3] == ["out.zarr.partial", "episode_0000", "episode_0001"]
+    assert "episode_0003" not in texts["after"]
+    assert len(set(texts["before"].split())) == 1  # the finished episode was not written again
+    assert "Read-only file system" in texts["readonly"]
+    assert "status 2" in texts["readonly"]
     whole = run(tmp_path / "in", tmp_path / "whole.zarr", resolution=(160, 90), codec=image_codec("none"))
     resumed = ReplayBuffer.open(tmp_path / "resumed.zarr")
     assert resumed.root.attrs["content_sha256"] == whole.content_sha256

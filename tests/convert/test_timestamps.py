@@ -65,10 +65,10 @@ def test_another_unit_is_named_and_converted(tmp_path: Path, name: str) -> None:
     stamps, called, seconds = OTHER_UNITS[name]
     source = record(tmp_path / "in", stamps)
     unit = called.split()[0]
-    said = rf"look like {called} \(.*expected seconds: say so with --timestamps {unit}"
-    with pytest.raises(WorkspaceError, match=said):
+    message = rf"look like {called} \(.*expected seconds: say so with --timestamps {unit}"
+    with pytest.raises(WorkspaceError, match=message):
         run(source, tmp_path / "out.zarr")
-    with pytest.raises(WorkspaceError, match=said):
+    with pytest.raises(WorkspaceError, match=message):
         inspect_recordings(source)
     run(source, tmp_path / "out.zarr", timestamps=unit)
     read = ReplayBuffer.open(tmp_path / "out.zarr").read("timestamp")

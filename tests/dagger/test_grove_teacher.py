@@ -61,8 +61,8 @@ def test_labels_are_the_expert_s_in_the_policy_s_states(tmp_path: Path) -> None:
         labels.append([*(action[name] for name in BUTTONS), *action["camera"]])
         frames.append(played.step(taken)[0]["pov"])
         alone.step(taken)
-    (told,) = teacher.correct(SceneResult(0, 7, success=False, steps=STEPS, reason="late"), 12)
-    assert told == {
+    (correction,) = teacher.correct(SceneResult(0, 7, success=False, steps=STEPS, reason="late"), 12)
+    assert correction == {
         "scene": 0, "seed": 7, "step": 0, "why": "labeled by the expert", "episode": "episode_0012", "frames": STEPS
     }  # fmt: skip
     teacher.close()

@@ -95,7 +95,7 @@ def test_every_arm_and_joint_is_relative_to_its_own(tmp_path: Path, kind: str) -
 
 
 @pytest.mark.parametrize(
-    ("meta", "options", "said"),
+    ("meta", "options", "message"),
     [
         (
             layout_factory.shape_meta("one arm"),
@@ -107,9 +107,9 @@ def test_every_arm_and_joint_is_relative_to_its_own(tmp_path: Path, kind: str) -
     ],
 )
 def test_settings_that_disagree_are_refused(
-    quaternions: Path, meta: dict[str, Any], options: dict[str, Any], said: str
+    quaternions: Path, meta: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(SpecError, match=said):
+    with pytest.raises(SpecError, match=message):
         open_dataset(quaternions, meta, **options)
 
 

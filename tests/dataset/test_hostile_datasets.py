@@ -125,13 +125,13 @@ def copied(folder: Path, target: Path) -> Path:
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
 @pytest.mark.parametrize("name", HARM)
 def test_harm_is_refused_in_one_sentence(umi_folder: Path, tmp_path: Path, name: str, packed: bool) -> None:
-    harm, said = HARM[name]
+    harm, message = HARM[name]
     root = copied(umi_folder, tmp_path / "set.zarr")
     harm(root)
     source = pack(root, tmp_path / "set.zarr.zip") if packed else root
     CANARY.unlink(missing_ok=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DatasetError, match=said) as caught:
+    with pytest.raises(DatasetError, match=message) as caught:
         ReplayBuffer.open(source)
     with pytest.raises(WorkspaceError):
         open_recordings(source, mapping="umi_zarr")
@@ -254,10 +254,10 @@ ARCHIVES: dict[str, tuple[Harm, str]] = {
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_a_hostile_archive_is_refused(tmp_path: Path, name: str) -> None:
     archive = pack(write(tmp_path / "in" / "set.zarr", "format 2"), tmp_path / "set.zarr.zip")
-    harm, said = ARCHIVES[name]
+    harm, message = ARCHIVES[name]
     harm(archive)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DatasetError, match=said):
+    with pytest.raises(DatasetError, match=message):
         ReplayBuffer.open(archive).read("action")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEMORY_KB
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "set.zarr.zip"]

@@ -90,8 +90,8 @@ def test_zarr_2_reads_the_frames_that_we_read(name: str, tmp_path: Path) -> None
     array = create_array(group.create_group("data"), "image", image_layout(64, 36, image_codec(name)), len(FRAMES))
     array[:] = FRAMES
     words = [python, "-c", READ_BY_ZARR_2, str(tmp_path / "a.zarr"), str(tmp_path / "read.npy")]
-    said = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert said.returncode == 0, said.stderr[-2000:]
+    output = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert output.returncode == 0, output.stderr[-2000:]
     read = np.load(tmp_path / "read.npy")
     if image_codec(name).lossless:
         np.testing.assert_array_equal(read, FRAMES)

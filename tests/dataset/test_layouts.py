@@ -33,7 +33,7 @@ def test_units_are_a_list_or_a_mapping(units: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("units", "said"),
+    ("units", "message"),
     [
         (["rad"], "expected 8 units"),
         ("rad", "expected 8 units"),
@@ -41,8 +41,8 @@ def test_units_are_a_list_or_a_mapping(units: object) -> None:
         ({"gripper": "m"}, "gripper is in 'm'; it is in '1' here"),
     ],
 )
-def test_units_that_are_none_are_refused(units: object, said: str) -> None:
-    with pytest.raises(SpecError, match=said):
+def test_units_that_are_none_are_refused(units: object, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
         read_shape_meta(layout_factory.shape_meta("joints", units=units))
 
 

@@ -87,11 +87,11 @@ def test_the_checks_find_the_same(url_and_folder: tuple[str, Path]) -> None:
     for inspect, name in ((inspect_dataset, "out.zarr"), (inspect_recordings, "in")):
         there, here = inspect(f"{url}/{name}"), inspect(folder / name)  # type: ignore[operator]
         homes = zip((there, here), (url, str(folder)), strict=True)
-        said = [
+        messages = [
             [(one.code, one.severity, one.evidence.replace(home, "")) for one in found.findings]
             for found, home in homes
         ]
-        assert said[0] == said[1]
+        assert messages[0] == messages[1]
         assert there.summary.settings == here.summary.settings
         assert said_of(there.details, url) == said_of(here.details, str(folder))
 

@@ -161,8 +161,8 @@ def test_known_losses_are_not_read_as_zeros(sets: Callable[[str], Path], tmp_pat
     path = shutil.copytree(sets("jpeg, shards"), tmp_path / "a.zarr")
     file_of_row(path, "front", 4).unlink()
     buffer = ReplayBuffer.open(path, check_files=False)
-    said = [str(fault) for fault in verify_content(buffer, buffer.file_faults()).faults]
-    assert said == [
+    message = [str(fault) for fault in verify_content(buffer, buffer.file_faults()).faults]
+    assert message == [
         "data/front of episode_0000 has frames that cannot be read: row 4",
         "data/front of episode_0001 has frames that cannot be read: row 5, and 2 others",
     ]
@@ -171,8 +171,8 @@ def test_known_losses_are_not_read_as_zeros(sets: Callable[[str], Path], tmp_pat
 def test_where_episodes_end_is_compared(sets: Callable[[str], Path], tmp_path: Path) -> None:
     path = shutil.copytree(sets("none, format 2"), tmp_path / "a.zarr")
     ReplayBuffer.open(path, mode="r+").set_episode_ends(np.asarray([4, 10, 15]))
-    said = [str(fault) for fault in verify(path).faults]
-    assert said == ["meta/episode_ends of episode_0000 is 4, 5 was written"]
+    message = [str(fault) for fault in verify(path).faults]
+    assert message == ["meta/episode_ends of episode_0000 is 4, 5 was written"]
     ReplayBuffer.open(path, mode="r+").set_episode_ends(np.asarray([5, 15]))
     assert "meta/episode_ends has 2 episodes, 3 were written" in [str(fault) for fault in verify(path).faults]
 

@@ -37,9 +37,9 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("form", ["archive", "archive with a folder"])
 def test_evidence_and_findings_are_those_of_the_folder(datasets: dict[str, Path], form: str) -> None:
     here, there = (examine(datasets=[datasets[name]]).groups["dataset"] for name in ("folder", form))
-    told = [(finding.code, finding.severity, finding.evidence) for finding in here]
-    assert [(finding.code, finding.severity, finding.evidence) for finding in there] == told
-    assert ("left-out", "note", "the conversion left out 1 episodes, 0 steps in all") in told
+    findings = [(finding.code, finding.severity, finding.evidence) for finding in here]
+    assert [(finding.code, finding.severity, finding.evidence) for finding in there] == findings
+    assert ("left-out", "note", "the conversion left out 1 episodes, 0 steps in all") in findings
     assert look_at_dataset(datasets[form]).settings == look_at_dataset(datasets["folder"]).settings
 
 

@@ -29,9 +29,9 @@ def test_datasets(tmp_path: Path, name: str) -> None:
     examination = examine([path])
     assert examination.exit_status == 1
     assert not {"closings", "dead-band", "copycat-labels"} & {f.code for f in examination.findings}, "not on a guess"
-    told = of_dataset(path, name)
-    assert told.severity == "ok"
-    assert f"stored as {name}" in told.evidence
+    finding = of_dataset(path, name)
+    assert finding.severity == "ok"
+    assert f"stored as {name}" in finding.evidence
     gripper = look_at_dataset(path).gripper
     assert gripper is None, "nothing is counted in an unknown scale"
 
@@ -44,8 +44,8 @@ def test_logs(tmp_path: Path, name: str) -> None:
     assert found.severity == "error"
     assert found.evidence.startswith("unknown scale: commands are ")
     assert "--gripper-scale" in found.evidence
-    told = only(examine(logs=[log], gripper_scale=name).groups["log"], "gripper-verdict")
-    assert (told.severity, told.evidence[:16]) == ("ok", "opens and closes")
+    finding = only(examine(logs=[log], gripper_scale=name).groups["log"], "gripper-verdict")
+    assert (finding.severity, finding.evidence[:16]) == ("ok", "opens and closes")
 
 
 @pytest.mark.parametrize("name", FOREIGN)

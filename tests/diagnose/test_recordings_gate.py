@@ -24,12 +24,12 @@ def test_thresholds_and_odds_are_those_of_the_committed_calibration() -> None:
     found = json.loads((RESULTS / "verdict_calibration.json").read_text())
     position, verdict = found["figures"]["position_mm"], found["verdicts"]["all logs open and close"]
     assert round(position["threshold"], 1) == LARGEST_POSITION_MM
-    told = {
+    findings = {
         "OPEN_AND_CLOSE_BUT_FAIL": verdict["yes_that_fail"],
         "NEAR_BUT_FAIL": position["left_out"]["yes_that_fail"],
         "FAR_BUT_SUCCEED": position["left_out"]["no_that_succeed"],
     }
-    for name, share in told.items():
+    for name, share in findings.items():
         assert getattr(recordings_gate, name) == Mispredicted(share["count"], share["of"])
     assert f"{found['policies']} policies" in (RESULTS.parents[2] / "docs" / "evaluation.md").read_text()
 

@@ -25,7 +25,7 @@ def run(*lines: dict[str, Any]) -> RunFolder:
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "severity", "said"),
+    ("first", "last", "severity", "message"),
     [
         (
             (20, 100),
@@ -38,13 +38,13 @@ def run(*lines: dict[str, Any]) -> RunFolder:
     ],
 )
 def test_successes_are_compared_by_their_intervals(
-    first: tuple[int, int], last: tuple[int, int], severity: str, said: str
+    first: tuple[int, int], last: tuple[int, int], severity: str, message: str
 ) -> None:
     """The first full window counts as the beginning, not three lucky episodes before it."""
     found = findings_of_run(run(line(1, 3, 3), line(2, *first), line(3, *last)))
     assert [finding.code for finding in found] == ["reinforcement", "checkpoints"]
     assert found[0].severity == severity
-    assert said in found[0].evidence
+    assert message in found[0].evidence
 
 
 def test_a_run_in_which_no_episode_ended_says_so() -> None:

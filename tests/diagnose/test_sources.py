@@ -93,10 +93,10 @@ def test_the_doctor_opens_each_file_once(sources: Sources, opens: Counter[str]) 
 
 
 def test_progress_counts_the_files(sources: Sources) -> None:
-    told: list[tuple[int, int]] = []
-    make_report(sources, lambda done, total: told.append((done, total)))
-    assert [done for done, _ in told] == [1, 2, 3, 4, 5], "two logs, a dataset, a checkpoint, closed loop"
-    assert {total for _, total in told} == {5}
+    reported: list[tuple[int, int]] = []
+    make_report(sources, lambda done, total: reported.append((done, total)))
+    assert [done for done, _ in reported] == [1, 2, 3, 4, 5], "two logs, a dataset, a checkpoint, closed loop"
+    assert {total for _, total in reported} == {5}
 
 
 def test_lost_frames_are_left_out_of_the_page(tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def test_report_doctor_and_comparison_agree(kind: str, tmp_path: Path) -> None:
     chosen = comparison.advice().startswith(f"On recordings alone, first roll out {path}")
     assert chosen == (verdict.level != "bad")
     assert comparison.to_json()["deploy"] == (str(path / "checkpoints" / "best.ckpt") if chosen else None)
-    said = " ".join(finding.evidence + finding.remedy for finding in doctor.findings)
-    assert "to deploy" not in said
+    message = " ".join(finding.evidence + finding.remedy for finding in doctor.findings)
+    assert "to deploy" not in message
 
 
 # ---- a real run ----

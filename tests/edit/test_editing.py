@@ -198,19 +198,19 @@ def test_the_command_line_says_what_it_did(one: Path, tmp_path: Path, capsys: py
     assert main([str(one), "--delete", "1", "--trim-idle", "0.5", "--dry-run", "--output", str(out)]) == 0
     assert not out.exists()
     assert main([str(one), "--delete", "1", "--output", str(out)]) == 0
-    said = capsys.readouterr().out
-    (following,) = [line for line in said.splitlines() if line.startswith("look at it: ")]
+    record = capsys.readouterr().out
+    (following,) = [line for line in record.splitlines() if line.startswith("look at it: ")]
     assert following.endswith(f"verify_converted_data.py --zarr-path {tmp_path / 'out.zarr'}"), (
         "on one line, to be pasted"
     )
-    assert "1 episodes of 2, 8 of 20 steps are kept" in said
-    assert "nothing was written (--dry-run)" in said
+    assert "1 episodes of 2, 8 of 20 steps are kept" in record
+    assert "nothing was written (--dry-run)" in record
     assert main([str(one), "--delete", "1", "--output", str(out)]) == 2
 
 
 def test_what_recordings_said_stays_with_their_steps(one: Path, tmp_path: Path):
-    said = {"tasks": ["lift"], "success": False, "interventions": [[0, 2], [3, 6]]}
-    dataset_factory.tell(one, said, {"interventions": [["a", 2]], "success": "no"})
+    record = {"tasks": ["lift"], "success": False, "interventions": [[0, 2], [3, 6]]}
+    dataset_factory.tell(one, record, {"interventions": [["a", 2]], "success": "no"})
     still = [[(0, 5)], []]
     write_edited(trim_idle(plan_of([ReplayBuffer.open(one)]), 0.2, lambda buffer: still), tmp_path / "out.zarr")
     metadata = episode_metadata(ReplayBuffer.open(tmp_path / "out.zarr"))

@@ -60,10 +60,10 @@ def test_so_many_steps_of_each_chunk_are_executed(n_action_steps: int) -> None:
 @pytest.mark.parametrize(("latency_s", "late"), [(0.0, 0), (0.05, 1), (0.1, 1), (0.25, 3)])
 def test_injected_latency_leaves_out_what_is_over(latency_s: float, late: int) -> None:
     run(driver(length=26), Scripted(numbered), n_action_steps=2, latency_s=latency_s)
-    told = np.array(executed())
-    first = 0.0 if late == 0 else told[0]
-    assert np.array_equal(told[:late], np.full(late, first)), "until the first answer the pose is held"
-    assert np.array_equal(told[late:], np.arange(late + 1, 27)), "then every step is executed when it is meant"
+    commands = np.array(executed())
+    first = 0.0 if late == 0 else commands[0]
+    assert np.array_equal(commands[:late], np.full(late, first)), "until the first answer the pose is held"
+    assert np.array_equal(commands[late:], np.arange(late + 1, 27)), "then every step is executed when it is meant"
 
 
 def test_an_answer_that_comes_after_its_last_step_moves_nothing() -> None:

@@ -240,9 +240,9 @@ def open_loop(checkpoint: Path, dataset: Path, folder: Path) -> tuple[set[str], 
 def offline_inference(checkpoint: Path, dataset: Path, folder: Path) -> tuple[set[str], str]:
     logs = run_recorded_inference(checkpoint, dataset, folder / "logs", steps=1, stride=4)
     examined = examine(logs=logs).groups["log"]
-    said = [finding.evidence for finding in examined if finding.code == "log-split"]
-    assert len(said) == len(logs)
-    return {read_log(path).meta["split"] for path in logs}, " ".join(said)
+    evidence = [finding.evidence for finding in examined if finding.code == "log-split"]
+    assert len(evidence) == len(logs)
+    return {read_log(path).meta["split"] for path in logs}, " ".join(evidence)
 
 
 def tuning(checkpoint: Path, dataset: Path, folder: Path) -> tuple[set[str], str]:
@@ -264,12 +264,12 @@ CONSUMERS = {"open loop": open_loop, "offline inference": offline_inference, "tu
 @pytest.mark.parametrize("consumer", CONSUMERS)
 def test_every_consumer_says_what_it_evaluated_on(trained: Trained, tmp_path: Path, consumer: str) -> None:
     dataset, _ = appended(trained, tmp_path)
-    statuses, said = CONSUMERS[consumer](trained.checkpoint, dataset, tmp_path)
+    statuses, evidence = CONSUMERS[consumer](trained.checkpoint, dataset, tmp_path)
     assert "held out" in statuses
     assert consumer == "doctor" or statuses == {"held out"}
-    assert WORDS["held out"] in said
+    assert WORDS["held out"] in evidence
     old = without(trained.checkpoint, tmp_path / "old.ckpt", "split", "measured")
-    statuses, said = CONSUMERS[consumer](old, dataset, tmp_path)
+    statuses, evidence = CONSUMERS[consumer](old, dataset, tmp_path)
     assert statuses <= {"unknown"}
-    assert WORDS["unknown"] in said
-    assert WORDS["held out"] not in said
+    assert WORDS["unknown"] in evidence
+    assert WORDS["held out"] not in evidence

@@ -211,9 +211,9 @@ def test_groups_are_compared(tmp_path: Path) -> None:
     assert "no difference can be claimed" in validate_logs([good], before=[bad]).summary()
     better.write(tmp_path / "out.json")
     write_page(tmp_path / "out.html", better)
-    told = json.loads((tmp_path / "out.json").read_text())
-    assert (len(told["logs"]), len(told["before"])) == (12, 13)
-    assert told["comparison"]["finding"] == "the gripper improved"
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert (len(result["logs"]), len(result["before"])) == (12, 13)
+    assert result["comparison"]["finding"] == "the gripper improved"
     page = (tmp_path / "out.html").read_text()
     assert page.index(">after</h2>") < page.index(">before</h2>")
 

@@ -50,19 +50,19 @@ def test_a_foreign_scale_gets_no_firm_word_until_it_is_declared(tmp_path: Path, 
         assert "--gripper-scale " in found.reason
         assert validate_logs([path]).exit_status == 1
         assert not found.opens_and_closes
-    told = judged(path, name)
-    assert (told.verdict, told.gripper_scale, told.scale_origin) == (verdict, name, "declared")
-    np.testing.assert_allclose(told.commands, BEHAVIOURS[verdict], atol=1e-9)
-    assert (told.gripper_min, told.gripper_max) == (found.gripper_min, found.gripper_max), "as logged"
+    report = judged(path, name)
+    assert (report.verdict, report.gripper_scale, report.scale_origin) == (verdict, name, "declared")
+    np.testing.assert_allclose(report.commands, BEHAVIOURS[verdict], atol=1e-9)
+    assert (report.gripper_min, report.gripper_max) == (found.gripper_min, found.gripper_max), "as logged"
 
 
 @pytest.mark.parametrize("generation", [1, 2, 3])
 @pytest.mark.parametrize("name", FOREIGN)
 def test_every_generation_is_converted(tmp_path: Path, name: str, generation: int) -> None:
-    told = judged(in_scale(tmp_path, name, GRASP, generation), name)
-    assert told.events == ((20, "close"), (35, "open"))
-    assert told.leads_measurement == 2
-    assert "converted to 0..1" in told.reason
+    report = judged(in_scale(tmp_path, name, GRASP, generation), name)
+    assert report.events == ((20, "close"), (35, "open"))
+    assert report.leads_measurement == 2
+    assert "converted to 0..1" in report.reason
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -109,8 +109,8 @@ def test_two_kinds_in_one_log(tmp_path: Path) -> None:
         assert (found.verdict, found.gripper_scale, found.measured_scale) == ("opens and closes", name, None)
         assert found.leads_measurement is None, "an unknown measurement is left aside, and said to be"
         assert f"--gripper-scale {name}/meters:0.08" in found.reason
-        told = judged(path, f"{name}/meters:0.03:0.08")
-        assert (told.verdict, told.measured_scale, told.leads_measurement) == (
+        report = judged(path, f"{name}/meters:0.03:0.08")
+        assert (report.verdict, report.measured_scale, report.leads_measurement) == (
             "opens and closes",
             "meters:0.03:0.08",
             2,
@@ -138,8 +138,8 @@ def test_a_width_of_seven_numbers_can_be_declared(tmp_path: Path) -> None:
     for entry in content["inputs"]:
         entry["state"][-1] = 0.08
     path.write_text(json.dumps(content))
-    told = judged(path, "meters:0.03:0.08")
-    assert (told.verdict, told.events) == ("opens and closes", ((20, "close"), (35, "open")))
+    report = judged(path, "meters:0.03:0.08")
+    assert (report.verdict, report.events) == ("opens and closes", ((20, "close"), (35, "open")))
 
 
 def holed(values: list[float], *gaps: tuple[int, int], first: int = 0, every: int = 1) -> dict[str, Any]:

@@ -197,9 +197,9 @@ def test_logs_and_errors_of_a_converted_dataset_are_those_of_0_to_1(tiny_checkpo
     np.testing.assert_allclose(read_log(theirs).states, read_log(ours).states, atol=1e-6)
     assert judge(read_log(theirs)).gripper_scale == "open1"
     errors = [
-        evaluate_open_loop(tiny_checkpoint, each, [0], Sampling(steps=1), 1, gripper_scale=told)
+        evaluate_open_loop(tiny_checkpoint, each, [0], Sampling(steps=1), 1, gripper_scale=given)
         .scores["policy"]
         .means()
-        for each, told in ((sound, None), (path, scale))
+        for each, given in ((sound, None), (path, scale))
     ]
     assert errors[0] == pytest.approx(errors[1], nan_ok=True)

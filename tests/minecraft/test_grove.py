@@ -210,7 +210,7 @@ def test_minedojos_own_space_goes_through_as_it_is(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("error", "at_reset", "said"),
+    ("error", "at_reset", "message"),
     [
         (ModuleNotFoundError("No module named 'gym'", name="gym"), False, "cannot be imported (No module named 'gym')"),
         (AttributeError("module 'minedojo' has no attribute 'make'"), False, "another interface than version 0.1"),
@@ -229,7 +229,7 @@ def test_minedojos_own_space_goes_through_as_it_is(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_a_minedojo_that_does_not_work_is_one_sentence(
-    error: Exception, at_reset: bool, said: str, monkeypatch: pytest.MonkeyPatch
+    error: Exception, at_reset: bool, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another version, a package that it needs, Java: through the settings that every command reads."""
 
@@ -243,5 +243,5 @@ def test_a_minedojo_that_does_not_work_is_one_sentence(
     monkeypatch.setenv("PATH", "")
     with pytest.raises(MinecraftError) as caught:
         Simulator.load(CONFIG / "simulator" / "grove.yaml", game="minedojo", task="harvest_milk").make().reset(seed=1)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)

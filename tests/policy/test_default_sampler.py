@@ -149,11 +149,11 @@ def tuning(checkpoint: Path, dataset: Path, steps: int, folder: Path) -> str:
 def test_whoever_samples_otherwise_says_so(
     measured: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, run: Callable[..., str]
 ) -> None:
-    said = run(measured, dataset, 2, tmp_path) + caplog.text
-    assert "ddim, 3 steps" in said
+    message = run(measured, dataset, 2, tmp_path) + caplog.text
+    assert "ddim, 3 steps" in message
     if run is tuning:
         return  # shows it for all candidates
-    assert "this runs ddim, 2 steps; the checkpoint was measured and chosen with ddim, 3 steps" in said
+    assert "this runs ddim, 2 steps; the checkpoint was measured and chosen with ddim, 3 steps" in message
     caplog.clear()
     assert "this runs" not in run(measured, dataset, 3, tmp_path) + caplog.text
 

@@ -61,12 +61,12 @@ def test_it_learns_while_vpts_own_head_rests() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"head": "other"}, "expected joint or minedojo"),
         ({"head": "minedojo", "camera_interval": 7}, "does not divide"),
     ],
 )
-def test_other_heads_and_intervals_are_refused(options: dict[str, object], said: str) -> None:
-    with pytest.raises(CheckpointError, match=said):
+def test_other_heads_and_intervals_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
         build_policy(OmegaConf.create(config(**options)))

@@ -150,16 +150,16 @@ def test_a_checkpoint_and_bare_weights_open_as_the_same_policy(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("rename", "said"),
+    ("rename", "message"),
     [
         (lambda name: f"module.policy.{name}", r"begins with 'module\.policy\.'.*load_vpt\.py .* --repair --out"),
         (lambda name: name.removeprefix("net."), r"'net\.' was stripped"),
     ],
 )
-def test_bare_weights_under_other_names_are_refused_with_the_remedy(rename: Any, said: str, tmp_path: Path) -> None:
+def test_bare_weights_under_other_names_are_refused_with_the_remedy(rename: Any, message: str, tmp_path: Path) -> None:
     bare = {rename(name): value for name, value in tiny_policy().state_dict().items() if name.startswith(RELEASED)}
     torch.save(bare, tmp_path / "a.weights")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_checkpoint(tmp_path / "a.weights")
 
 
@@ -186,7 +186,7 @@ def test_a_runs_weights_are_written_as_upstream_reads_them(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"n_action_steps": 2}, "VPT answers each frame with one action"),
         ({"attention_heads": 3}, "cannot be cut into 3 heads"),
@@ -198,13 +198,13 @@ def test_a_runs_weights_are_written_as_upstream_reads_them(
         ({"heads": "joint"}, "heads is not an option"),
     ],
 )
-def test_options_that_fit_no_policy_are_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(CheckpointError, match=said):
+def test_options_that_fit_no_policy_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
         build_policy(OmegaConf.create(config(**options)))
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"action": {"shape": [8]}}, "VPT's is .*take task=minecraft"),
         ({"action": {"shape": [22], "names": list(reversed(VPT_ACTION))}}, "take task=minecraft"),
@@ -212,13 +212,13 @@ def test_options_that_fit_no_policy_are_refused(options: dict[str, Any], said: s
         ({"obs": {"pov": {"shape": [3, 8, 8], "type": "rgb"}, "pose": {"shape": [7]}}}, "one camera and nothing else"),
     ],
 )
-def test_steps_of_another_world_are_refused(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(PolicyError, match=said):
+def test_steps_of_another_world_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
         VPTImagePolicy({**shape_meta(), **change}, horizon=4, **SIZES)
 
 
 @pytest.mark.parametrize(
-    ("obs", "first", "said"),
+    ("obs", "first", "message"),
     [
         ({}, starts([1]), "lacks 'pov'"),
         ({"pov": torch.zeros(1, 1, 3, 16, 16)}, starts([1]), r"float32 .*expected uint8 \(B, T, 3, 16, 16\)"),
@@ -227,7 +227,7 @@ def test_steps_of_another_world_are_refused(change: dict[str, Any], said: str) -
         (frames(1, 2), starts([1]), r"expected bool \(1, 2\)"),
     ],
 )
-def test_observations_that_do_not_fit_are_refused(obs: dict[str, Tensor], first: Tensor, said: str) -> None:
+def test_observations_that_do_not_fit_are_refused(obs: dict[str, Tensor], first: Tensor, message: str) -> None:
     policy = tiny_policy()
-    with pytest.raises(PolicyError, match=said):
+    with pytest.raises(PolicyError, match=message):
         policy.answer(obs, first, policy.initial_memory(1))

@@ -264,10 +264,10 @@ def test_rot_is_refused_and_leaves_the_policy_as_it_is(tiny: MinecraftAgentPolic
 @needs_golden
 def test_a_model_file_tells_the_settings_and_is_compared_with_the_weights(tmp_path: Path):
     kwargs = json.loads((SHARED / "kwargs.json").read_text())
-    told = read_model_file(SHARED / "tiny.model")
-    assert told == read_settings(kwargs["policy_kwargs"], kwargs["pi_head_kwargs"])
+    model = read_model_file(SHARED / "tiny.model")
+    assert model == read_settings(kwargs["policy_kwargs"], kwargs["pi_head_kwargs"])
     agent = VPTAgent.from_weights(SHARED / "tiny.weights", model=SHARED / "tiny.model")
-    assert agent.policy.settings == told
+    assert agent.policy.settings == model
     assert (agent.loaded.file_keys, agent.loaded.model_keys, len(agent.loaded.dropped)) == (107, 102, 5)
 
 

@@ -100,7 +100,7 @@ def test_successes_are_of_the_last_episodes_with_their_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"frames": 100}, "ppo.frames is 100 and ppo.chunk_frames 64; expected a multiple"),
         ({"clip": 0}, "ppo.clip is 0; expected more than 0"),
@@ -111,6 +111,6 @@ def test_successes_are_of_the_last_episodes_with_their_interval() -> None:
         ({"environments": 2.5}, "ppo.environments is 2.5; expected a whole number"),
     ],
 )
-def test_settings_that_cannot_be(given: dict[str, float], said: str) -> None:
-    with pytest.raises(PPOError, match=said):
+def test_settings_that_cannot_be(given: dict[str, float], message: str) -> None:
+    with pytest.raises(PPOError, match=message):
         PPOSettings.read(given)

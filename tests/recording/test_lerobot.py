@@ -146,7 +146,7 @@ def test_every_representation_and_unit_becomes_ours(tmp_path: Path, rotation: di
     width = turned.shape[1]
     recorded = LeRobotSet(lengths=(12,), state=state, action=state, names=None)
     source = recorded.write(tmp_path / "set")
-    said = {
+    given = {
         array: {
             "position": {"feature": feature, "columns": [0, 1, 2], "unit": "mm"},
             "rotation": {"feature": feature, "columns": list(range(3, 3 + width)), **rotation},
@@ -154,7 +154,7 @@ def test_every_representation_and_unit_becomes_ours(tmp_path: Path, rotation: di
         }
         for array, feature in (("action", "action"), ("state", "observation.state"))
     }
-    (tmp_path / "mapping.yaml").write_text(json.dumps(said))
+    (tmp_path / "mapping.yaml").write_text(json.dumps(given))
     run(source, tmp_path / "out.zarr", mapping=str(tmp_path / "mapping.yaml"))
     found = numbers(tmp_path / "out.zarr")
     for key, values in (("action", expected), ("robot_eef_pose", expected[:, :7])):
@@ -256,7 +256,7 @@ def test_sets_that_lerobot_wrote(shared_data: Path, tmp_path: Path, name: str, m
 
 
 def test_depth_is_no_color_camera(shared_data: Path, tmp_path: Path) -> None:
-    said = {"action": {"joints": {"feature": "action", "unit": "rad"}}}
-    (tmp_path / "mapping.yaml").write_text(json.dumps(said))
+    given = {"action": {"joints": {"feature": "action", "unit": "rad"}}}
+    (tmp_path / "mapping.yaml").write_text(json.dumps(given))
     with pytest.raises(MappingError, match="has no color camera"):
         run(shared_data / "lerobot" / "depth_and_odd_features", tmp_path / "o.zarr", mapping=f"{tmp_path}/mapping.yaml")

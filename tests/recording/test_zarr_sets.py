@@ -146,11 +146,11 @@ BAD_COLORS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
 
 @pytest.mark.parametrize("form", BAD_COLORS)
 def test_other_numbers_are_no_colors(form: str, tmp_path: Path) -> None:
-    change, said = BAD_COLORS[form]
+    change, message = BAD_COLORS[form]
     arrays = zarr_factory.pusht_arrays((7,))
     arrays["img"] = change(zarr_factory.pictures(7))
     source = zarr_factory.write(tmp_path / "in.zarr", arrays, (7,))
-    with pytest.raises(RecordingError, match=said):
+    with pytest.raises(RecordingError, match=message):
         frames_of(source, "pusht_zarr")
 
 
@@ -203,9 +203,9 @@ def test_without_a_mapping_the_one_to_fill_in_is_printed(
     source = request.getfixturevalue(name)
     with pytest.raises(MappingError, match="nothing defines its arrays") as caught:
         convert(ConversionSettings(source, tmp_path / "out.zarr"))
-    said, _, printed = str(caught.value).partition("\n\n")
+    message, _, printed = str(caught.value).partition("\n\n")
     fitting = {"umi": "umi_zarr", "pusht": "pusht_zarr", "collected": "rotation_vector_width"}[name]
-    assert f"({fitting} reads columns that are here)" in said
+    assert f"({fitting} reads columns that are here)" in message
     with pytest.raises(MappingError, match=r"is '\?'"):
         run(source, tmp_path / "out.zarr", as_file(tmp_path, yaml.safe_load(printed)))
     report = run(source, tmp_path / "out.zarr", as_file(tmp_path, answered(yaml.safe_load(printed))))
@@ -240,9 +240,9 @@ UNFIT: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", UNFIT)
 def test_a_mapping_that_does_not_fit_is_refused(pusht: Path, tmp_path: Path, case: str) -> None:
-    entries, said = UNFIT[case]
+    entries, message = UNFIT[case]
     content = {**yaml.safe_load(yaml.safe_dump(dict(read_mapping("pusht_zarr").content))), **entries}
-    with pytest.raises((MappingError, RecordingError), match=said):
+    with pytest.raises((MappingError, RecordingError), match=message):
         run(pusht, tmp_path / "out.zarr", as_file(tmp_path, content))
     assert not (tmp_path / "out.zarr").exists()
 
@@ -293,11 +293,11 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
 ) -> None:
     words = ["--input", str(umi), "--output", str(tmp_path / "out.zarr"), "--mapping", "umi_zarr", "--resolution"]
     assert main([*words, "12", "10", "--dry-run"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "3 of 3 episodes" in said
-    assert "data/action: x, y, z, qx, qy, qz, qw, gripper" in said
-    assert "data/image: 12x10, from 24x20" in said
-    assert "not carried over: robot0_demo_end_pose" in said
+    message = " ".join(capsys.readouterr().out.split())
+    assert "3 of 3 episodes" in message
+    assert "data/action: x, y, z, qx, qy, qz, qw, gripper" in message
+    assert "data/image: 12x10, from 24x20" in message
+    assert "not carried over: robot0_demo_end_pose" in message
     assert list(tmp_path.iterdir()) == []
     assert main([*words, "12", "10"]) == 0
     assert ReplayBuffer.open(tmp_path / "out.zarr").n_episodes == len(LENGTHS)

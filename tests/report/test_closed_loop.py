@@ -72,7 +72,7 @@ def test_a_scene_that_is_none_is_refused(change: dict[str, Any], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "changes", "severity", "said"),
+    ("outcomes", "changes", "severity", "message"),
     [
         (WORKS, {}, "ok", "26 of 40 scenes (95 % interval 50%-78%; TabletopEnv, pick_and_place; referee physics)"),
         ("1" + "c" * 39, {}, "warning", "1 of 40 scenes (95 % interval 0%-13%"),
@@ -84,12 +84,12 @@ def test_a_scene_that_is_none_is_refused(change: dict[str, Any], tmp_path: Path)
     ],
 )
 def test_success_is_judged_with_its_interval(
-    outcomes: str, changes: dict[str, Any], severity: str, said: str, tmp_path: Path
+    outcomes: str, changes: dict[str, Any], severity: str, message: str, tmp_path: Path
 ) -> None:
     looked = look_at_closed_loop([closed_loop(tmp_path / "a.json", outcomes, **changes)])
     finding = only(closed_loop_findings(looked), "closed-loop")
     assert finding.severity == severity
-    assert said in finding.evidence
+    assert message in finding.evidence
 
 
 def test_an_interruption_is_said(tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def viewed(folder: Path, *paths: Path, **settings: Any) -> Path:
 @pytest.fixture(name="one")
 def dataset_of_three(tmp_path: Path) -> Path:
     path = tiny_run.write_dataset(tmp_path / "one.zarr", lengths=LENGTHS)
-    said = {"tasks": ["lift </script> it"], "success": False, "interventions": [[2, 5]]}
-    return dataset_factory.tell(path, {}, said, {"success": True})
+    record = {"tasks": ["lift </script> it"], "success": False, "interventions": [[2, 5]]}
+    return dataset_factory.tell(path, {}, record, {"success": True})
 
 
 @pytest.mark.parametrize("form", dataset_factory.FORMS)
@@ -142,20 +142,20 @@ def test_findings_name_episode_and_steps(
 def test_a_page_has_a_size_and_says_what_it_left_out(tmp_path: Path) -> None:
     path = tiny_run.write_dataset(tmp_path / "many.zarr", lengths=(12,) * 24)
     page = tmp_path / "page.html"
-    said = written(page, path, megabytes=0.25)
+    record = written(page, path, megabytes=0.25)
     listed = held(page, "dataset")
     assert page.stat().st_size < 0.25 * 2**20
     assert len(listed["episodes"]) == 24
     shown = len(listed["shown"])
     assert 1 < shown < 24
-    assert f"{shown} have pictures and curves, as many as fit into 0.25 MB" in said
-    assert html.escape(said) in page.read_text()
+    assert f"{shown} have pictures and curves, as many as fit into 0.25 MB" in record
+    assert html.escape(record) in page.read_text()
     assert np.ptp(listed["shown"]) > 12, "spread over the dataset"
-    said = written(page, path, episodes=numbers_of(["3", "5-6"]), frames=4)
+    record = written(page, path, episodes=numbers_of(["3", "5-6"]), frames=4)
     assert held(page, "dataset")["shown"] == [3, 5, 6]
     assert held(page, "episode-5")["pictured"] == [0, 4, 7, 11]
-    assert "3 have pictures and curves, the requested ones;" in said
-    assert "12 of 36 frames are shown (33%)" in said
+    assert "3 have pictures and curves, the requested ones;" in record
+    assert "12 of 36 frames are shown (33%)" in record
 
 
 @pytest.mark.parametrize(

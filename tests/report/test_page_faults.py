@@ -69,10 +69,10 @@ def test_a_pose_policy_gets_no_advice_on_grippers(tmp_path: Path) -> None:
     """Nothing about closings, polarity or growing, for a dataset whose gripper never moves and a log without one."""
     dataset = write_dataset(tmp_path / "set.zarr")
     pose, eight = (write_tiny_checkpoint(tmp_path / f"{width}.ckpt", width=width) for width in (7, 8))
-    said = {}
+    texts = {}
     for checkpoint in (pose, eight):
         _, page = make_report(Sources((dataset,), checkpoint))
-        said[checkpoint] = page[page.index("<h3>dataset</h3>") : page.index("<h3>together</h3>")]
+        texts[checkpoint] = page[page.index("<h3>dataset</h3>") : page.index("<h3>together</h3>")]
     about_grippers = re.compile(r"gripper closes|start open|neither open|equal at|grow")
-    assert about_grippers.search(said[eight])
-    assert not about_grippers.search(said[pose])
+    assert about_grippers.search(texts[eight])
+    assert not about_grippers.search(texts[pose])

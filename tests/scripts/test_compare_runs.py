@@ -30,11 +30,11 @@ def test_the_run_that_finds_the_events_is_recommended(
     good = write_run(tmp_path / "run_good", scored(19, 0.95), "policy:\n  n_layer: 8\n")
     out, page = tmp_path / "out.json", tmp_path / "out.html"
     assert main([str(poor), str(good), "--json", str(out), "--html", str(page)]) == 0
-    told = json.loads(out.read_text())
-    assert told["differences"] == {"policy.n_layer": [4, 8]}
-    assert told["deploy"] == str(good / "checkpoints" / "best.ckpt")
-    assert told["advice"].endswith("it finds the gripper's events best (F1 0.95, next 0.2), clearly.")
-    low, high = told["runs"][1]["interval"]
+    report = json.loads(out.read_text())
+    assert report["differences"] == {"policy.n_layer": [4, 8]}
+    assert report["deploy"] == str(good / "checkpoints" / "best.ckpt")
+    assert report["advice"].endswith("it finds the gripper's events best (F1 0.95, next 0.2), clearly.")
+    low, high = report["runs"][1]["interval"]
     assert 0.7 < low < 0.95 < high
     assert page.read_text().count("<section") == 4
     assert 'class="verdict good"' in page.read_text()
@@ -110,48 +110,48 @@ def compared(main: Main, tmp_path: Path, *runs: list[dict[str, Any]]) -> dict[st
 def test_what_is_not_defined_ranks_no_run(tmp_path: Path, main: Main) -> None:
     """A run without an F1 is neither better nor worse for it; the next common figure decides."""
     nothing = {"val_gripper_f1": None, "val_gripper_recall": None, "val_position_error_mm": 5.0}
-    told = compared(main, tmp_path, scored(19, 0.95, 9.0), changed(metrics(), **nothing))
-    assert "run_1/checkpoints/best.ckpt: its position error is lowest (5 mm, next 9)" in told["advice"]
-    assert told["runs"][1]["gripper_f1"] is None
+    report = compared(main, tmp_path, scored(19, 0.95, 9.0), changed(metrics(), **nothing))
+    assert "run_1/checkpoints/best.ckpt: its position error is lowest (5 mm, next 9)" in report["advice"]
+    assert report["runs"][1]["gripper_f1"] is None
 
 
 def test_an_f1_of_one_without_an_event_is_none(tmp_path: Path, main: Main) -> None:
     """Older programs wrote it; an interval without events is not defined either."""
     empty = {"val_gripper_events_recorded": 0, "val_gripper_events_found": 0, "val_gripper_false_flips": 0}
-    told = compared(
+    report = compared(
         main,
         tmp_path,
         *(changed(metrics(), val_gripper_f1=1.0, val_position_error_mm=mm, **empty) for mm in (7.0, 6.0)),
     )
-    assert [run["gripper_f1"] for run in told["runs"]] == [None, None]
-    assert [run["interval"] for run in told["runs"]] == [None, None]
-    assert "run_1/checkpoints/best.ckpt: its position error is lowest (6 mm, next 7)" in told["advice"]
-    assert "no gripper event was measured that could tell them apart" in told["advice"]
+    assert [run["gripper_f1"] for run in report["runs"]] == [None, None]
+    assert [run["interval"] for run in report["runs"]] == [None, None]
+    assert "run_1/checkpoints/best.ckpt: its position error is lowest (6 mm, next 7)" in report["advice"]
+    assert "no gripper event was measured that could tell them apart" in report["advice"]
 
 
 @pytest.mark.parametrize("missing", ["val_gripper_f1", "val_position_error_mm", "val_loss"])
 def test_nan_and_null_are_no_figures(tmp_path: Path, main: Main, missing: str) -> None:
     lines = [{**line, missing: None} if missing in line else line for line in scored(18, 0.9)]
-    told = compared(main, tmp_path, lines, scored(18, 0.9))
+    report = compared(main, tmp_path, lines, scored(18, 0.9))
     key = {"val_gripper_f1": "gripper_f1", "val_position_error_mm": "position_error_mm"}.get(missing, "val_loss")
-    assert told["runs"][0][key] is None
-    assert told["deploy"] is not None
+    assert report["runs"][0][key] is None
+    assert report["deploy"] is not None
 
 
 def test_runs_of_other_tolerances_are_not_compared_by_f1(tmp_path: Path, main: Main) -> None:
     wide = changed(scored(20, 1.0, 9.0), val_gripper_tolerance_s=2.0)
-    told = compared(main, tmp_path, wide, changed(scored(15, 0.7, 5.0), val_gripper_tolerance_s=1.0))
-    assert [run["gripper_tolerance"] for run in told["runs"]] == ["2 s", "1 s"]
-    assert "its position error is lowest (5 mm, next 9)" in told["advice"]
-    assert "their gripper F1 scores have different tolerances and were not compared" in told["advice"]
-    assert "clearly" not in told["advice"]
+    report = compared(main, tmp_path, wide, changed(scored(15, 0.7, 5.0), val_gripper_tolerance_s=1.0))
+    assert [run["gripper_tolerance"] for run in report["runs"]] == ["2 s", "1 s"]
+    assert "its position error is lowest (5 mm, next 9)" in report["advice"]
+    assert "their gripper F1 scores have different tolerances and were not compared" in report["advice"]
+    assert "clearly" not in report["advice"]
 
 
 def test_a_run_whose_tolerance_was_changed_is_scored_with_the_last_one(tmp_path: Path, main: Main) -> None:
     lines = changed(scored(20, 1.0), val_gripper_tolerance_s=2.0)
     lines[-1] |= {"val_gripper_f1": 0.5, "val_gripper_tolerance_s": 1.0}
-    told = compared(main, tmp_path, lines, scored(15, 0.7))
-    assert (told["runs"][0]["gripper_f1"], told["runs"][0]["gripper_tolerance"]) == (0.5, "1 s")
+    report = compared(main, tmp_path, lines, scored(15, 0.7))
+    assert (report["runs"][0]["gripper_f1"], report["runs"][0]["gripper_tolerance"]) == (0.5, "1 s")
 
 
 @pytest.mark.parametrize(("digests", "comparable"), [(("a", "a"), True), (("a", "b"), False)])
@@ -171,21 +171,22 @@ def test_episodes_are_the_same_by_content_wherever_they_lie(
 
 
 def test_equal_runs_are_called_equal(tmp_path: Path, main: Main) -> None:
-    told = compared(main, tmp_path, scored(18, 0.9), scored(18, 0.9))
-    assert "no figure that both have separates it from the next one." in told["advice"]
+    report = compared(main, tmp_path, scored(18, 0.9), scored(18, 0.9))
+    assert "no figure that both have separates it from the next one." in report["advice"]
 
 
 def test_success_in_closed_loop_comes_first_where_all_measured_it(tmp_path: Path, main: Main) -> None:
     rolled = {"test_success_low": 0.6, "test_success_high": 0.9}
-    told = compared(
+    report = compared(
         main,
         tmp_path,
         changed(scored(19, 0.95, 5.0), test_success=0.2, test_success_low=0.1, test_success_high=0.3),
         changed(scored(15, 0.75, 9.0), test_success=0.8, **rolled),
     )
     assert (
-        "run_1/checkpoints/best.ckpt: it succeeds most often in closed loop (80%, next 20%), clearly" in told["advice"]
+        "run_1/checkpoints/best.ckpt: it succeeds most often in closed loop (80%, next 20%), clearly"
+        in report["advice"]
     )
-    assert told["runs"][1]["success_interval"] == [0.6, 0.9]
+    assert report["runs"][1]["success_interval"] == [0.6, 0.9]
     other = compared(main, tmp_path / "other", scored(19, 0.95), changed(scored(15, 0.75), test_success=0.8, **rolled))
     assert "it finds the gripper's events best (F1 0.95, next 0.75)" in other["advice"]

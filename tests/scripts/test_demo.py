@@ -125,18 +125,18 @@ def rollouts(before: int, after: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "told"),
+    ("verdicts", "report"),
     [
         (["opens and closes", "learned"], "opens and closes in 2 of 2 held-out episodes"),
         (["opens and closes", "never closes"], "opens and closes in 1 of 2 held-out episodes"),
     ],
 )
-def test_rollouts_and_recordings_are_told_apart(verdicts: list[str], told: str) -> None:
+def test_rollouts_and_recordings_are_told_apart(verdicts: list[str], report: str) -> None:
     logs = [{"verdict": verdict, "events": EVENTS, "leads_measurement": 2} for verdict in verdicts]
     title, recordings = demo.headline(rollouts(0, 35)), demo.how_firm(logs)
     assert title == "Block in the tray: 0 of 40 scenes before, 35 of 40 after"
     assert len(title) < 76, "it fits a terminal of 80 columns"
-    assert told in recordings
+    assert report in recordings
     assert "the rollouts show" in recordings
     for word in ("learned", "grasp"):
         assert word not in title + recordings, "commands on recordings do not show that"

@@ -52,9 +52,9 @@ def test_size_mismatch(tmp_path: Path, dataset: Path, main: Main, capsys: pytest
     out = tmp_path / "out.json"
     assert main(["--dataset", str(dataset), "--checkpoint", str(pose), "--json", str(out)]) == 1
     assert cause(out) == "checkpoint-fits-dataset"
-    said = capsys.readouterr().out
-    assert "The cause: size mismatch: the checkpoint predicts 7 numbers" in " ".join(said.split())
-    assert f"next: python scripts/finetune_from_7d_to_8d.py --old_ckpt {pose}" in said
+    output = capsys.readouterr().out
+    assert "The cause: size mismatch: the checkpoint predicts 7 numbers" in " ".join(output.split())
+    assert f"next: python scripts/finetune_from_7d_to_8d.py --old_ckpt {pose}" in output
 
 
 def test_every_dataset_is_looked_at(tmp_path: Path, dataset: Path, main: Main) -> None:
@@ -64,10 +64,10 @@ def test_every_dataset_is_looked_at(tmp_path: Path, dataset: Path, main: Main) -
     gripper[:, 7] = 1.0
     out = tmp_path / "out.json"
     assert main(["--dataset", str(dataset), str(still), "--json", str(out)]) == 1
-    told = json.loads(out.read_text())
-    assert told["cause"]["about"] == str(still)
-    assert [finding["code"] for finding in told["groups"]["dataset"]].count("closings") == 2
-    assert told["next_command"].endswith(f"--dataset {dataset} {still}")
+    report = json.loads(out.read_text())
+    assert report["cause"]["about"] == str(still)
+    assert [finding["code"] for finding in report["groups"]["dataset"]].count("closings") == 2
+    assert report["next_command"].endswith(f"--dataset {dataset} {still}")
 
 
 def test_a_projection_that_was_not_adapted(tmp_path: Path, main: Main) -> None:

@@ -97,9 +97,9 @@ class Doctor:
     def __call__(self, *arguments: object) -> dict:
         """Runs it; returns its JSON, with its exit status as "status"."""
         status = self.main([*map(str, arguments), "--json", str(self.out)])
-        told = json.loads(self.out.read_text())
-        assert status == (told["worst"] == "error"), "warnings forbid nothing: as inspect and verify say"
-        return {**told, "status": status}
+        report = json.loads(self.out.read_text())
+        assert status == (report["worst"] == "error"), "warnings forbid nothing: as inspect and verify say"
+        return {**report, "status": status}
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def doctor(repository: Path, tmp_path: Path) -> Doctor:
     return Doctor(runpy.run_path(str(repository / "scripts" / "doctor.py"))["main"], tmp_path / "doctor.json")
 
 
-def troubles(told: dict) -> list[str]:
-    found = [finding for group in told["groups"].values() for finding in group]
+def troubles(report: dict) -> list[str]:
+    found = [finding for group in report["groups"].values() for finding in group]
     return [finding["code"] for finding in found if finding["severity"] in ("warning", "error")]
 
 
@@ -116,9 +116,9 @@ def test_without_a_plant_there_is_no_trouble(sound: Sound, doctor: Doctor, tmp_p
     log = write_log(tmp_path / "log.json", GRASP)
     run = write_run(tmp_path / "sound_run", checkpoint=False)
     shutil.copy(sound.checkpoint, run / "checkpoints" / "best.ckpt")
-    told = doctor("--dataset", sound.dataset, "--checkpoint", sound.checkpoint, "--run", run, "--log", log)
-    assert troubles(told) == []
-    assert (told["status"], told["cause"], told["next_command"]) == (0, None, "")
+    report = doctor("--dataset", sound.dataset, "--checkpoint", sound.checkpoint, "--run", run, "--log", log)
+    assert troubles(report) == []
+    assert (report["status"], report["cause"], report["next_command"]) == (0, None, "")
 
 
 def closed_is_one(rows: Rows) -> None:
@@ -163,36 +163,36 @@ def test_why_the_gripper_is_always_open(
     """The symptom is in the log, the cause in the dataset."""
     dataset = write_set(tmp_path / "set.zarr", plant)
     log = write_log(tmp_path / "log.json", [0.99] * 30)
-    told = doctor("--dataset", dataset, "--log", log)
-    assert told["cause"]["code"] == code
-    assert says in told["cause"]["evidence"]
-    assert told["diagnosis"].endswith("why the gripper is not commanded to close and open")
-    assert told["next_command"].startswith("python scripts/")
+    report = doctor("--dataset", dataset, "--log", log)
+    assert report["cause"]["code"] == code
+    assert says in report["cause"]["evidence"]
+    assert report["diagnosis"].endswith("why the gripper is not commanded to close and open")
+    assert report["next_command"].startswith("python scripts/")
 
 
 def test_actions_that_are_not_n_by_8(tmp_path: Path, doctor: Doctor) -> None:
-    told = doctor(
+    report = doctor(
         "--dataset", write_set(tmp_path / "poses.zarr", width=7), "--log", write_log(tmp_path / "l", GRASP[:9])
     )
-    assert told["cause"]["code"] == "action-shape"
-    assert "actions are (N, 7)" in told["cause"]["evidence"]
-    assert "convert_cogact_to_zarr.py" in told["next_command"]
+    assert report["cause"]["code"] == "action-shape"
+    assert "actions are (N, 7)" in report["cause"]["evidence"]
+    assert "convert_cogact_to_zarr.py" in report["next_command"]
 
 
 def test_the_wrong_dataset(tmp_path: Path, sound: Sound, doctor: Doctor) -> None:
     """The same robot in another frame: every size fits, no number does."""
-    told = doctor("--checkpoint", sound.checkpoint, "--dataset", write_set(tmp_path / "far.zarr", elsewhere))
-    assert (told["cause"]["code"], told["cause"]["severity"]) == ("normaliser-range", "error")
-    assert "x is 1.4 to 1.5 in the dataset, 0.4 to 0.5 in the checkpoint's normalizer" in told["cause"]["evidence"]
-    assert told["next_command"].startswith("python scripts/report.py --out report.html --dataset")
+    report = doctor("--checkpoint", sound.checkpoint, "--dataset", write_set(tmp_path / "far.zarr", elsewhere))
+    assert (report["cause"]["code"], report["cause"]["severity"]) == ("normaliser-range", "error")
+    assert "x is 1.4 to 1.5 in the dataset, 0.4 to 0.5 in the checkpoint's normalizer" in report["cause"]["evidence"]
+    assert report["next_command"].startswith("python scripts/report.py --out report.html --dataset")
 
 
 def test_a_normalizer_that_never_saw_the_gripper_move(tmp_path: Path, sound: Sound, doctor: Doctor) -> None:
     path = write_policy(tmp_path / "constant.ckpt", low=[-9] * 7 + [1.0])
-    told = doctor("--checkpoint", path, "--dataset", sound.dataset, "--log", write_log(tmp_path / "log", [0.99] * 30))
-    assert told["cause"]["code"] == "gripper-statistics"
-    assert "the gripper never moved there" in told["diagnosis"]
-    assert told["diagnosis"].endswith("it is why the gripper is not commanded to close and open")
+    report = doctor("--checkpoint", path, "--dataset", sound.dataset, "--log", write_log(tmp_path / "log", [0.99] * 30))
+    assert report["cause"]["code"] == "gripper-statistics"
+    assert "the gripper never moved there" in report["diagnosis"]
+    assert report["diagnosis"].endswith("it is why the gripper is not commanded to close and open")
 
 
 def from_scratch(parts: dict) -> None:
@@ -240,10 +240,10 @@ CHECKPOINTS = [
 def test_a_checkpoint_with_a_trouble(
     tmp_path: Path, doctor: Doctor, code: str, plant: Callable[[dict], object], says: str, following: str
 ) -> None:
-    told = doctor("--checkpoint", write_policy(tmp_path / "planted.ckpt", changes=plant))
-    assert troubles(told)[0] == code
-    assert says in told["diagnosis"]
-    assert following in told["next_command"]
+    report = doctor("--checkpoint", write_policy(tmp_path / "planted.ckpt", changes=plant))
+    assert troubles(report)[0] == code
+    assert says in report["diagnosis"]
+    assert following in report["next_command"]
 
 
 def test_the_live_weights_were_served(tmp_path: Path, doctor: Doctor) -> None:
@@ -287,11 +287,11 @@ def test_a_config_before_it_is_run(
     healthy = [*overrides(sound.dataset), "training.num_epochs=200", "training.lr_warmup_steps=50"]
     changed = {word.partition("=")[0] for word in planted}
     healthy = [word for word in healthy if word.partition("=")[0] not in changed]
-    told = doctor("--dataset", sound.dataset, "--config", "train_cogact_robot", *healthy, *planted)
-    assert troubles(told) == [code]
-    assert says in told["diagnosis"]
-    assert following in told["next_command"]
-    assert_composes(repository, told["next_command"])
+    report = doctor("--dataset", sound.dataset, "--config", "train_cogact_robot", *healthy, *planted)
+    assert troubles(report) == [code]
+    assert says in report["diagnosis"]
+    assert following in report["next_command"]
+    assert_composes(repository, report["next_command"])
 
 
 def assert_composes(repository: Path, command: str) -> DictConfig | None:
@@ -327,10 +327,10 @@ def test_why_the_loss_does_not_fall(
     run = write_run(tmp_path / "planted_run", [{**head, **first}, *({**line, **each} for line in lines)])
     hydra_of(run, sound.dataset)
     shutil.copy(sound.checkpoint, run / "checkpoints" / "best.ckpt")
-    told = doctor("--run", run)
-    assert symptom in troubles(told)
-    assert told["cause"]["code"] == cause
-    assert says in told["diagnosis"]
+    report = doctor("--run", run)
+    assert symptom in troubles(report)
+    assert report["cause"]["code"] == cause
+    assert says in report["diagnosis"]
 
 
 def test_a_run_is_gone_on_with_by_the_command_that_made_it(
@@ -339,11 +339,11 @@ def test_a_run_is_gone_on_with_by_the_command_that_made_it(
     run = write_run(tmp_path / "short_run", metrics(updates=100))
     hydra_of(run, sound.dataset)
     shutil.copy(sound.checkpoint, run / "checkpoints" / "best.ckpt")
-    told = doctor("--run", run)
-    assert told["cause"]["code"] == "few-updates"
-    assert f"--config-name=train_cogact_robot task.dataset_path={sound.dataset}" in told["next_command"]
-    assert told["next_command"].count("training.num_epochs") == told["next_command"].count("hydra.run.dir") == 1
-    composed = assert_composes(repository, told["next_command"])
+    report = doctor("--run", run)
+    assert report["cause"]["code"] == "few-updates"
+    assert f"--config-name=train_cogact_robot task.dataset_path={sound.dataset}" in report["next_command"]
+    assert report["next_command"].count("training.num_epochs") == report["next_command"].count("hydra.run.dir") == 1
+    composed = assert_composes(repository, report["next_command"])
     assert composed is not None
     assert composed.training.num_epochs == 200
 
@@ -352,9 +352,9 @@ def test_weights_that_were_asked_for_and_not_loaded(tmp_path: Path, sound: Sound
     lines = metrics(start="scratch", val_gripper_f1=0.0)
     run = write_run(tmp_path / "scratch_run", lines, "pretrained:\n  path: grown.ckpt\n")
     shutil.copy(sound.checkpoint, run / "checkpoints" / "best.ckpt")
-    told = doctor("--run", run)
-    assert told["cause"]["code"] == "start"
-    assert "it started from scratch, although pretrained.path is grown.ckpt" in told["diagnosis"]
+    report = doctor("--run", run)
+    assert report["cause"]["code"] == "start"
+    assert "it started from scratch, although pretrained.path is grown.ckpt" in report["diagnosis"]
 
 
 MACHINES = ["packages", "gpu", "memory", "disk"]
@@ -374,7 +374,7 @@ def test_a_machine_that_cannot_train(doctor: Doctor, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(environment, "_free_memory", lambda: 1 << 30)
     if code == "disk":
         monkeypatch.setattr(environment.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1 << 20))
-    told = doctor()
-    assert troubles(told) == [code]
-    assert told["cause"]["remedy"]
-    assert told["next_command"].startswith(("python", "pip"))
+    report = doctor()
+    assert troubles(report) == [code]
+    assert report["cause"]["remedy"]
+    assert report["next_command"].startswith(("python", "pip"))

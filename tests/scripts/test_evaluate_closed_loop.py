@@ -78,9 +78,9 @@ def test_ctrl_c_keeps_what_has_ended_and_resume_goes_on(
     words = [str(checkpoint), *quick, "--json", str(out)]
     monkeypatch.setattr(evaluation, "roll_out", interrupted)
     assert script.main(words) == 130
-    said = capsys.readouterr().err
-    assert f"1 of 3 scenes are kept in {out}; go on with: " in said
-    assert said.rstrip().endswith("--resume")
+    output = capsys.readouterr().err
+    assert f"1 of 3 scenes are kept in {out}; go on with: " in output
+    assert output.rstrip().endswith("--resume")
     assert json.loads(out.read_text())["interrupted"]
     monkeypatch.setattr(evaluation, "roll_out", original)
     assert script.main([*words, "--resume"]) == 0
@@ -156,9 +156,9 @@ def test_what_vpt_cannot_do_is_refused_in_one_line(
 ) -> None:  # fmt: skip
     through_server = ["--set", "engine.weights=model"] if "--through-server" in words else []
     assert script.main([str(vpt_weights), *grove, *words, *through_server]) == 2
-    said = capsys.readouterr().err.strip()
-    assert message in said
-    assert "\n" not in said
+    output = capsys.readouterr().err.strip()
+    assert message in output
+    assert "\n" not in output
 
 
 def test_only_probabilities_can_be_greedy(
@@ -198,10 +198,10 @@ def test_it_refuses_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert script.main([str(checkpoint), *quick, *words]) == 2
-    said = capsys.readouterr().err.strip()
-    assert said.startswith("error: ")
-    assert message in said
-    assert "\n" not in said
+    output = capsys.readouterr().err.strip()
+    assert output.startswith("error: ")
+    assert message in output
+    assert "\n" not in output
 
 
 def test_a_checkpoint_that_is_none_is_refused(

@@ -44,9 +44,9 @@ def test_two_checkpoints_are_compared_by_episode(
     other = str(write_tiny_checkpoint(tmp_path / "other.ckpt", seed=1))
     out = tmp_path / "errors.json"
     assert main([*files, *QUICK, "--against", other, "--episodes", "0", "1", "--json", str(out)]) == 1
-    told = json.loads(out.read_text())
-    assert [report["checkpoint"] for report in told["reports"]] == [other, files[0]]
-    assert told["comparison"]["position_mm"]["episodes"] == 2
+    result = json.loads(out.read_text())
+    assert [report["checkpoint"] for report in result["reports"]] == [other, files[0]]
+    assert result["comparison"]["position_mm"]["episodes"] == 2
     assert f"{files[0]}minus{other},pairedbyepisode" in "".join(capsys.readouterr().out.split())
 
 

@@ -23,10 +23,10 @@ def test_text_json_and_pictures(main: Main, tmp_path: Path, capsys: pytest.Captu
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "in").rglob("*.*")}
     written = tmp_path / "found.json"
     assert main([str(tmp_path / "in"), "--output-dir", str(tmp_path / "out"), "--json", str(written)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "2 episodes, 60 steps; shortest 30, longest 30, mean 30 gripper events by episode: 2 2" in said
-    assert "action.x" in said
-    assert "No error was found: 2 warnings. The gravest: the gripper closes 2 times" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "2 episodes, 60 steps; shortest 30, longest 30, mean 30 gripper events by episode: 2 2" in output
+    assert "action.x" in output
+    assert "No error was found: 2 warnings. The gravest: the gripper closes 2 times" in output
     found = json.loads(written.read_text())
     assert found["training_advisable"]
     assert found["details"]["episodes"][0]["events"] == [[10, "close"], [20, "open"]]

@@ -360,8 +360,8 @@ def test_further_options_of_the_guide_are_those_of_dagger(bench: Workbench) -> N
     assert "harvest_1_log is a task of MineDojo; here the grove's log task is played" in finished.stderr
     (dagger,) = bench.calls()
     assert refusal("dagger", dagger[1:]) is None
-    said = " ".join(dagger[4:])
-    assert said == (
+    output = " ".join(dagger[4:])
+    assert output == (
         "--simulator grove --task log --rounds 2 --scenes 5 5 --workdir data/dagger_log --evaluation-scenes 7 "
         "--env max_steps=99 --updates 9 --set training.device=cuda:1"
     )

@@ -52,16 +52,16 @@ def test_a_wrappers_prefix_is_repaired_on_request(prefix: str, main, weights, tm
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda name: name.removeprefix("net."), "'net.' was stripped"),
         (lambda name: f"other.{name}", "not the tensors of a VPT policy"),
     ],
     ids=["net. stripped", "a wholly wrong prefix"],
 )
-def test_wrong_names_are_never_an_empty_load(change, said: str, main, weights, tmp_path: Path, capsys):
+def test_wrong_names_are_never_an_empty_load(change, message: str, main, weights, tmp_path: Path, capsys):
     torch.save({change(name): value for name, value in weights.items()}, tmp_path / "a.weights")
     assert main([str(tmp_path / "a.weights")]) == 2
     captured = capsys.readouterr()
-    assert said in captured.err
+    assert message in captured.err
     assert captured.out == ""

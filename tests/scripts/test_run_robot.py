@@ -164,7 +164,7 @@ def test_the_example_s_arm_is_moved_and_in_a_dry_run_is_not(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("--replay nowhere --server 127.0.0.1:1", "unreachable: 127.0.0.1:1"),
         ("--replay nowhere --server here", "expected HOST:PORT"),
@@ -181,7 +181,7 @@ def test_the_example_s_arm_is_moved_and_in_a_dry_run_is_not(
 )
 def test_what_cannot_be_run_is_refused_by_name(
     words: str,
-    said: str,
+    message: str,
     scripts: dict[str, Main],
     served: tuple[str, Path],
     tmp_path: Path,
@@ -190,7 +190,7 @@ def test_what_cannot_be_run_is_refused_by_name(
     episode = write_trajectory(tmp_path / "raw", 0, 3, (64, 36)) if "{episode}" in words else None
     given = shlex.split(words.format(served[0], episode=episode))
     assert scripts["run_robot"]([*given, "--log", str(tmp_path / "arm")]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("arm/*"))
 
 

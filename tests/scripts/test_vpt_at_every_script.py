@@ -79,9 +79,9 @@ def test_a_script_that_asks_for_single_answers_names_the_command_that_plays(
     script: str, data: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(script, REFUSED[script], {"DATA": data, "CKPT": checkpoint, "OUT": tmp_path / "out"}) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "remembers the frames since its episode began" in said
-    named, words = script_called(shlex.split(said.rpartition("play it: ")[2]))
+    output = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "remembers the frames since its episode began" in output
+    named, words = script_called(shlex.split(output.rpartition("play it: ")[2]))
     assert run(named, shlex.join([*words, "--scenes", "1", "--env", "max_steps=2"]), {}) == 0
 
 

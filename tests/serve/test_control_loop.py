@@ -200,17 +200,17 @@ def test_nothing_that_is_too_old_is_executed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda chunk: Chunk(chunk.actions, chunk.timestamps + 0.2), "the answer is for"),
         (lambda chunk: Chunk(chunk.actions * [1, 1, 1, 0, 0, 0, 0, 1], chunk.timestamps), "no rotation"),
     ],
 )
-def test_a_chunk_that_cannot_be_the_answer_is_an_error(change: Any, said: str) -> None:
+def test_a_chunk_that_cannot_be_the_answer_is_an_error(change: Any, message: str) -> None:
     loop, _, clock, log = make_loop("wait", ask=lambda query: change(forward(query)))
     run_for(loop, clock, 0.5)
     assert loop.moves == 0
-    assert said in next(line["message"] for line in log.lines if line["event"] == "error")
+    assert message in next(line["message"] for line in log.lines if line["event"] == "error")
 
 
 def test_a_policy_without_the_continuation_is_refused_before_anything_moves() -> None:
@@ -367,7 +367,7 @@ def test_the_log_holds_what_was_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "no arm log"),
         ("{}\n", "no arm log"),
@@ -376,10 +376,10 @@ def test_the_log_holds_what_was_sent(tmp_path: Path) -> None:
         ("{\n", "line 1 is not JSON"),
     ],
 )
-def test_what_is_no_log_is_refused(text: str, said: str, tmp_path: Path) -> None:
+def test_what_is_no_log_is_refused(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "arm.jsonl"
     path.write_text(text)
-    with pytest.raises(ArmLogError, match=said):
+    with pytest.raises(ArmLogError, match=message):
         read_arm_log(path)
 
 
@@ -392,7 +392,7 @@ def test_times_of_the_loop_are_even(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"control_hz": 0.0}, "control_hz"),
         ({"control_hz": float("nan")}, "control_hz"),
@@ -402,6 +402,6 @@ def test_times_of_the_loop_are_even(tmp_path: Path) -> None:
         ({"longest_gap_s": 0.05}, "longest_gap_s"),
     ],
 )
-def test_settings_of_the_loop_that_mean_nothing_are_refused(settings: dict[str, float], said: str) -> None:
-    with pytest.raises(WorkspaceError, match=said):
+def test_settings_of_the_loop_that_mean_nothing_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(WorkspaceError, match=message):
         LoopSettings(**{"control_hz": 10.0, **settings})

@@ -240,8 +240,8 @@ def test_what_another_robot_sends_is_refused_by_name(checkpoint: Path, kind: str
         wide = np.zeros((N_OBS, len(names) + 1))
         assert f"expected (2, {len(names)})" in refused(lambda: client.infer(images, states=wide, timestamps=times))
         if kind == "one arm":
-            said = "malformed: the message carries states; expected poses (2, 7) and grippers (2, 1)"
-            assert asked(poses=None, grippers=None, states=[[0.0] * 8] * 2) == said
+            message = "malformed: the message carries states; expected poses (2, 7) and grippers (2, 1)"
+            assert asked(poses=None, grippers=None, states=[[0.0] * 8] * 2) == message
         else:
             expected = f"expected states (2, {len(names)}): {' '.join(names)}"
             assert asked() == f"malformed: the message carries poses and grippers; {expected}"
@@ -260,14 +260,14 @@ def test_what_another_robot_sends_is_refused_by_name(checkpoint: Path, kind: str
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (POSE, "A 7-D pose policy grows a gripper"),
         (("x", "y", "z", "gripper"), "clients expect"),
         (("x", "y", "z", "rx", "ry", "rz", "width"), r"has no limit for \['width'\]"),
     ],
 )
-def test_a_layout_that_no_guard_can_judge_is_not_served(names: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_a_layout_that_no_guard_can_judge_is_not_served(names: tuple[str, ...], message: str, tmp_path: Path) -> None:
     meta = shape_meta("one arm")
     meta["action"] = {"shape": [len(names)], "names": list(names)}
     config = tiny_config(policy={"encoder_width": 16})
@@ -275,5 +275,5 @@ def test_a_layout_that_no_guard_can_judge_is_not_served(names: tuple[str, ...], 
     arrays = episode("one arm", 12, 0)["state"]
     fitted = {"robot_eef_pose": arrays[:, :7], "robot_gripper_state": arrays[:, 7:], "action": arrays[:, : len(names)]}
     path = write_policy(tmp_path / "a.ckpt", config, fitted, action_semantics(names))
-    with pytest.raises(ServeError, match=said):
+    with pytest.raises(ServeError, match=message):
         PolicyEngine(load_policy(path), EngineSettings())

@@ -151,13 +151,13 @@ def served_process(
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)},
     )  # fmt: skip
     assert process.stderr is not None
-    said = ""
+    output = ""
     for line in process.stderr:
-        said += line
-        if "listening on" in line and "limits" in said:
+        output += line
+        if "listening on" in line and "limits" in output:
             break
     try:
-        yield process, port, said
+        yield process, port, output
     finally:
         process.kill()
         process.wait(20)
@@ -165,8 +165,8 @@ def served_process(
 
 
 def test_sigterm_ends_the_process_in_order(repository: Path, served_checkpoint: Path, tmp_path: Path) -> None:
-    with served_process(repository, served_checkpoint, tmp_path, warm_process.python()) as (process, port, said):
-        assert "at most 0.04 m and 0.1 rad a step" in said, "the limits are said at the start"
+    with served_process(repository, served_checkpoint, tmp_path, warm_process.python()) as (process, port, output):
+        assert "at most 0.04 m and 0.1 rad a step" in output, "the limits are said at the start"
         with OldClient(port) as client:
             client.send(observation_message())
             time.sleep(0.05)

@@ -137,9 +137,9 @@ def test_settings_that_limit_nothing_are_refused(wrong: dict[str, object]) -> No
 
 
 def test_the_start_up_message_says_what_the_limits_are() -> None:
-    said = GuardSettings(**BOX).describe()
-    assert "0.04 m and 0.1 rad a step (clip)" in said
-    assert "0.16 m and 0.4 rad from the measured pose in a chunk (clip)" in said
+    message = GuardSettings(**BOX).describe()
+    assert "0.04 m and 0.1 rad a step (clip)" in message
+    assert "0.16 m and 0.4 rad from the measured pose in a chunk (clip)" in message
 
 
 def test_the_limit_of_a_chunk_is_on_by_default_and_follows_that_of_a_step() -> None:

@@ -85,7 +85,7 @@ def test_a_lagging_camera_does_not_make_the_others_repeat_themselves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "now", "code", "said"),
+    ("pictures", "now", "code", "message"),
     [
         ({"front": 1.0}, 1.0, "camera_missing", "camera wrist has not"),
         ({"front": 1.0, "wrist": 0.6}, 1.0, "camera_stale", "camera wrist: the newest frame is 0.400 s old; the limit"),
@@ -93,11 +93,11 @@ def test_a_lagging_camera_does_not_make_the_others_repeat_themselves() -> None:
         ({"front": 1.0, "wrist": 1.0}, 1.25, "state_stale", "0.250 s old; the limit is 0.2 s"),
     ],
 )
-def test_what_stopped_is_named(pictures: dict[str, float], now: float, code: str, said: str) -> None:
+def test_what_stopped_is_named(pictures: dict[str, float], now: float, code: str, message: str) -> None:
     observed = buffer()
     observed.add(reading(1.0, **pictures), 1.0)
     for ask in (observed.check, observed.observation):
-        with pytest.raises(DoubtError, match=said) as caught:
+        with pytest.raises(DoubtError, match=message) as caught:
             ask(now)
         assert caught.value.code == code
 

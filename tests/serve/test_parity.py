@@ -74,11 +74,11 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize(("trouble", "key", "said"), PLANTED.values(), ids=PLANTED.keys())
+@pytest.mark.parametrize(("trouble", "key", "message"), PLANTED.values(), ids=PLANTED.keys())
 def test_a_server_s_mistake_is_named(
     trouble: Callable[[Frames, States], tuple[Frames, States]],
     key: str,
-    said: str,
+    message: str,
     served_checkpoint: Path,
     recorded_zarr: Path,
 ) -> None:
@@ -90,7 +90,7 @@ def test_a_server_s_mistake_is_named(
     assert not report.passed
     culprits = {entry.key: entry.culprit for entry in report.keys if entry.culprit}
     assert culprits.keys() == {key}
-    assert culprits[key].startswith(said), culprits
+    assert culprits[key].startswith(message), culprits
 
 
 def test_area_interpolation_alone_gives_an_enlarged_frame_back() -> None:
@@ -105,7 +105,7 @@ SwappingEngine = engine_with(lambda frames, states: ([frame[..., ::-1] for frame
 
 
 @pytest.mark.parametrize(
-    ("kind", "encoding", "status", "said"),
+    ("kind", "encoding", "status", "message"),
     [
         (PolicyEngine, ".png", 0, None),
         (PolicyEngine, ".jpg", 1, "JPEG compression, or a slightly different resize"),
@@ -116,7 +116,7 @@ def test_a_live_server_is_compared_with_training(
     kind: type[PolicyEngine],
     encoding: str,
     status: int,
-    said: str | None,
+    message: str | None,
     served_checkpoint: Path,
     recorded_zarr: Path,
     repository: Path,
@@ -130,7 +130,7 @@ def test_a_live_server_is_compared_with_training(
         assert script_main(repository, *arguments, "--encoding", encoding, "--json", out) == status
     found = json.loads(out.read_text())
     assert {entry["key"]: entry["culprit"] for entry in found["keys"]} == {
-        "image": said, "robot_eef_pose": None, "robot_gripper_state": None
+        "image": message, "robot_eef_pose": None, "robot_gripper_state": None
     }  # fmt: skip
     assert found["same_checkpoint"] is True
     if status == 0:

@@ -91,8 +91,10 @@ def test_what_remains_of_a_plan() -> None:
 def test_what_was_executed_before_a_plan_began_comes_first_in_its_remainder() -> None:
     """The chunk starts at 7.0 s and took over at 7.2 s, when the arm was at 0.9."""
     plan = plan_of(chunk(7.0, [0.1, 0.2, 0.3, 0.4]), 7.2, x=0.9)
-    told = {7.0: 0.7, 7.1: 0.9}
-    rows = plan.remainder(6.9, lambda starts, period: row(told[time]) if (time := round(starts, 3)) in told else None)
+    values = {7.0: 0.7, 7.1: 0.9}
+    rows = plan.remainder(
+        6.9, lambda starts, period: row(values[time]) if (time := round(starts, 3)) in values else None
+    )
     np.testing.assert_allclose(rows[:, 0], [0.9, 0.7, 0.9, 0.3, 0.4])
     between = plan.remainder(7.15, nothing)
     np.testing.assert_allclose(between[:, 0], [(0.9 + 0.3) / 2, 0.35])

@@ -418,7 +418,7 @@ def test_the_head_of_minedojo_is_fresh_beside_inherited_weights_and_measured_ali
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (("task.image_shape=[3,128,128]",), r"convert with --resolution 128 128"),
         (("task=cogact_robot_8d", "task.dataset_path={data}"), r"VPT's is .*take task=minecraft"),
@@ -432,10 +432,10 @@ def test_the_head_of_minedojo_is_fresh_beside_inherited_weights_and_measured_ali
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_reason(
-    overrides: tuple[str, ...], said: str, dataset: Path, pretrained: Path, tmp_path: Path
+    overrides: tuple[str, ...], message: str, dataset: Path, pretrained: Path, tmp_path: Path
 ) -> None:
     filled = [one.replace("{data}", str(dataset)).replace("{weights}", str(pretrained)) for one in overrides]
-    with pytest.raises(WorkspaceError, match=said):
+    with pytest.raises(WorkspaceError, match=message):
         train(dataset, tmp_path, *filled)
     assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
 

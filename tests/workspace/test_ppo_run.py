@@ -76,10 +76,10 @@ def test_a_run_leaves_what_it_measured_and_a_checkpoint_that_opens_as_any_other(
     changed = [name for name, tensor in policy.state_dict().items() if not torch.equal(tensor, before[name])]
     assert {name.split(".")[0] for name in changed} == {"net", "pi_head", "value_head"}
     assert (checkpoint.provenance or {})["pretrained"]["name"] == "cloned.ckpt"
-    said = str(summary)
-    assert "success in" in said
-    assert "last iteration: KL to the pretrained policy (nats a frame)" in said
-    assert f"evaluate_closed_loop.py {folder}/checkpoints/latest.ckpt --weights model" in said
+    message = str(summary)
+    assert "success in" in message
+    assert "last iteration: KL to the pretrained policy (nats a frame)" in message
+    assert f"evaluate_closed_loop.py {folder}/checkpoints/latest.ckpt --weights model" in message
     page = training_section(opened)
     assert set(page.figures) == {"kl", "value", "rate", "played"}
     assert Simulator.load(folder / "simulator.yaml") == Simulator.read(SIMULATOR)
@@ -145,7 +145,7 @@ def test_without_a_pretrained_policy_to_stay_near_none_is_kept(pretrained: Path,
 
 
 @pytest.mark.parametrize(
-    ("named", "overrides", "said"),
+    ("named", "overrides", "message"),
     [
         (False, (), "pretrained.path is not set; name .weights of VPT or a checkpoint of train_vpt_bc"),
         (False, ("pretrained.path=absent.ckpt",), "absent.ckpt: no such file"),
@@ -155,9 +155,9 @@ def test_without_a_pretrained_policy_to_stay_near_none_is_kept(pretrained: Path,
     ],
 )
 def test_what_cannot_start_is_refused(
-    named: bool, overrides: tuple[str, ...], said: str, pretrained: Path, tmp_path: Path
+    named: bool, overrides: tuple[str, ...], message: str, pretrained: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(WorkspaceError, match=said):
+    with pytest.raises(WorkspaceError, match=message):
         run(config(pretrained if named else None, *overrides), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 

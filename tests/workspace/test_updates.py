@@ -405,9 +405,9 @@ def test_a_device_without_memory_names_the_settings_to_lower(error, dataset, tmp
     run._prepare = exhausted
     with pytest.raises(
         TrainingError, match=r"lower dataloader\.batch_size \(now 8\) and raise training\.gradient_acc"
-    ) as said:
+    ) as message:
         run.run()
-    assert "cache" not in str(said.value)
+    assert "cache" not in str(message.value)
     run.cfg.training.cache = "memory"
     with pytest.raises(TrainingError, match=r"Or set training\.cache=none \(now memory\)"):
         run.run()
