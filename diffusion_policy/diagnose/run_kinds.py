@@ -14,7 +14,7 @@ def findings_of_run(run: RunFolder, data: DatasetEvidence | None = None) -> list
 
     Reinforcement learning has only numbers.
     """
-    if run.curve("success_share") or "ppo" in (run.config or {}):
+    if run.learns_from_rewards:
         return run_checks(REINFORCEMENT_CHECKS, run)
     found = run_findings(run)
     evidence = config_of_run(run)
@@ -25,21 +25,32 @@ def findings_of_run(run: RunFolder, data: DatasetEvidence | None = None) -> list
 
 
 def success_of_episodes(run: RunFolder) -> Finding | None:
-    """Whether the last episodes succeed more often than the first, by intervals that do not overlap."""
-    code, full = "reinforcement", run.flat_config().get("ppo.window_episodes", 0)
-    lines = [line for line in run.metrics if line.get("success_share") is not None]
+    """Whether the last episodes succeed more often than the first, by intervals that do not overlap.
+
+    Episodes that succeed early end first, so a window that is not full yet holds too many successes.
+    """
+    code = "reinforcement"
+    lines = [line for line in run.metrics if all(line.get(key) is not None for key in _SHARE)]
     if not lines:
         remedy = "raise training.iterations or ppo.frames, or lower simulator.env.max_steps"
         return Finding(code, "warning", "no episode ended during training", remedy, about=run.name)
-    first = next((line for line in lines if line["window_episodes"] >= full), lines[0])
-    count = f"{first['window_episodes']:.0f}"
-    text = f"success in {_share(first)} of the first {count} episodes, {_share(lines[-1])} of the last"
+    full = run.flat_config().get("ppo.window_episodes", max(line["window_episodes"] for line in lines))
+    whole = [line for line in lines if line["window_episodes"] >= full]
+    if len(whole) < 2:
+        text = f"success in {_share(lines[-1])} of its {lines[-1]['window_episodes']:.0f} episodes"
+        early = "too few to compare with its first ones, of which those that succeeded ended early"
+        return Finding(code, "note", f"{text}: {early}", "play longer", about=run.name)
+    first = whole[0]
+    text = f"success in {_share(first)} of the first {full:.0f} episodes, {_share(lines[-1])} of the last"
     if lines[-1]["success_share_high"] < first["success_share_low"]:
         remedy = "lower optimizer.learning_rate or raise ppo.kl_coefficient; best.ckpt dates from before"
         return Finding(code, "warning", f"{text}: it unlearned", remedy, about=run.name)
     if lines[-1]["success_share_low"] > first["success_share_high"]:
         return ok(code, text, run.name)
     return Finding(code, "note", f"{text}: no difference is shown", "play longer", about=run.name)
+
+
+_SHARE = ("success_share", "success_share_low", "success_share_high", "window_episodes")
 
 
 def _share(line: dict[str, float]) -> str:

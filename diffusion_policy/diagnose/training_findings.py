@@ -177,14 +177,15 @@ def stopped(run: RunFolder) -> Finding | None:
     status = run.status
     if status is None:
         return None
+    rounds = "iterations" if run.learns_from_rewards else "epochs"
     if not run.unfinished:
-        return ok("stopped", f"it completed all of its {status['of_epochs']} epochs", run.name)
+        return ok("stopped", f"it completed all of its {status['of_epochs']} {rounds}", run.name)
     updates, epochs = max(run.updates, status["updates"]), status["epochs"]
     how = {
         "stopped": f"it was stopped{' by ' + status['signal'] if status['signal'] else ''} after",
         "failed": f"it ended with an error ({status['error']}) after",
     }.get(status["state"], "it has not ended (it is still running, or was killed):")
-    evidence = f"{how} {updates} of about {status['of_updates']} updates, {epochs} of {status['of_epochs']} epochs"
+    evidence = f"{how} {updates} of about {status['of_updates']} updates, {epochs} of {status['of_epochs']} {rounds}"
     return Finding("stopped", "warning", evidence, "continue it", run.resumed(), run.name)
 
 

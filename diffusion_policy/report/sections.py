@@ -165,20 +165,25 @@ def training_section(run: RunFolder) -> Section:
         ("value", "Variance of returns explained by the value head", "", ("explained_variance",)),
         ("rate", "Learning rate", "", ("lr",)),
     ):
-        names = ("averaged", "live") if len(keys) > 1 else (title.lower(),)
+        label = title[0].lower() + title[1:] if title[1].islower() else title
+        names = ("averaged", "live") if len(keys) > 1 else (label,)
         lines = _curves(run, dict(zip(names, keys, strict=True)))
         if lines:
             drawn[name] = plot.curves(title, lines, unit)
-            parts.append(
-                plot_placeholder(name, f"{title.lower()}: {next(iter(lines.values()))[-1][1]:.3g} {unit} at the end")
-            )
+            parts.append(plot_placeholder(name, f"{label}: {next(iter(lines.values()))[-1][1]:.3g} {unit} at the end"))
     _share_curves(run, drawn, parts)
-    facts = [run.name, f"{run.updates} updates", f"started from: {run.first.get('start', 'unknown')}"]
+    facts = [run.name, f"{run.updates} updates", f"started from: {_start_of(run)}"]
     trained, held_out = (run.first.get(f"episodes_{name}") for name in ("trained", "held_out"))
     if trained is not None:
         facts.append(f"{trained} episodes trained on, {held_out} held out")
     body = paragraph("; ".join(facts)) + _shares(run.sampling) + _actions(run) + grid(*parts)
     return Section("training", "Training", body, drawn)
+
+
+def _start_of(run: RunFolder) -> str:
+    """What a run began with: as its log says, or its config where it learns from rewards, which starts from weights."""
+    named = run.flat_config().get("pretrained.path") if run.learns_from_rewards else None
+    return str(run.first.get("start") or named or "unknown")
 
 
 def _shares(shares: Sequence[Share]) -> str:
@@ -223,8 +228,8 @@ def _share_curves(run: RunFolder, drawn: dict[str, Figure], parts: list[str]) ->
         (
             "played",
             ("played",),
-            "Success of the last episodes played in training, 95 % interval",
-            "success in training",
+            "Success in training, 95 % interval",
+            "success in training (too high at first, since episodes that succeed end early)",
         ),
         (
             "gripper-scores",

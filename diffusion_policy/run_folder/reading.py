@@ -56,6 +56,11 @@ class RunFolder:
     sampling: tuple[Share, ...] = ()
 
     @property
+    def learns_from_rewards(self) -> bool:
+        """Whether it plays, and learns from rewards: reinforcement learning."""
+        return bool(self.curve("success_share")) or "ppo" in (self.config or {})
+
+    @property
     def unfinished(self) -> bool:
         """Whether it is known to have completed fewer epochs than planned."""
         return self.status is not None and self.status["state"] != "finished"

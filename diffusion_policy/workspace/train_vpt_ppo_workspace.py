@@ -180,7 +180,7 @@ class TrainVPTPPOWorkspace:
     ) -> None:  # fmt: skip
         """Build the policy, the frozen one, the environments, and what learns."""
         cfg, settings, seed = self.cfg, self._settings, int(self.cfg.training.seed)
-        self._policy = pretrained.policy() if resumed is None else vpt_policy(resumed, "model")
+        self._policy = copy.deepcopy(pretrained.policy) if resumed is None else vpt_policy(resumed, "model")
         policy = self._policy.to(device).train()
         OmegaConf.update(cfg, "policy", pretrained.options, force_add=True)
         simulator.check_policy(policy.spec)
@@ -191,7 +191,7 @@ class TrainVPTPPOWorkspace:
         self._collector = Collector(games, policy, derived_seed(seed, ACTING))
         self._frozen: PretrainedPolicy | None = None
         if settings.kl_coefficient:
-            self._frozen = PretrainedPolicy(pretrained.policy().to(device), settings.environments)
+            self._frozen = PretrainedPolicy(pretrained.policy.to(device), settings.environments)
         learning = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         counts = [sum(parameter.numel() for parameter in some) for some in (learning, policy.parameters())]
         logger.info("%d of the policy's %d numbers learn", *counts)

@@ -19,23 +19,19 @@ PRETRAINED = "pretrained"
 
 @dataclass(frozen=True)
 class PretrainedVPT:
-    """Weights as they were found.
+    """A policy with weights as they were found.
 
     Attributes:
+        policy: on the CPU.
         options: section ``policy`` of the config that builds the policy.
         account: what was loaded, in a line.
         provenance: name, hash and hub of the file, and which of its weights were taken.
     """
 
-    checkpoint: Checkpoint
-    which: str
+    policy: VPTImagePolicy
     options: dict[str, Any]
     account: str
     provenance: dict[str, Any]
-
-    def policy(self) -> VPTImagePolicy:
-        """A policy with these weights, on the CPU."""
-        return vpt_policy(self.checkpoint, self.which)
 
 
 def open_pretrained(settings: DictConfig, before: dict[str, Any] | None = None) -> PretrainedVPT:
@@ -73,7 +69,7 @@ def open_pretrained(settings: DictConfig, before: dict[str, Any] | None = None) 
     assert isinstance(options, dict)
     named_options = {str(name): value for name, value in options.items()} | {"learns": "all"}  # whatever cloning did
     notes = "".join(f"; {note}" for note in checkpoint.notes)
-    return PretrainedVPT(checkpoint, which, named_options, account + notes, {PRETRAINED: found})
+    return PretrainedVPT(policy, named_options, account + notes, {PRETRAINED: found})
 
 
 def vpt_policy(checkpoint: Checkpoint, which: str) -> VPTImagePolicy:

@@ -47,6 +47,18 @@ def test_successes_are_compared_by_their_intervals(
     assert message in found[0].evidence
 
 
+def test_a_window_that_is_not_full_is_no_beginning() -> None:
+    """Successes end early, so the first five episodes that end are all of them successes."""
+    (first, _) = findings_of_run(run(line(1, 5, 5), line(2, 20, 40), line(3, 50, 100)))
+    assert first.severity == "note"
+    assert "success in 50% (95 %: 40% to 60%) of its 100 episodes: too few to compare" in first.evidence
+
+
+def test_lines_of_a_log_without_an_interval_are_passed_over() -> None:
+    (first, _) = findings_of_run(run({"global_step": 1, "success_share": 1.0, "window_episodes": 3}))
+    assert first.evidence == "no episode ended during training"
+
+
 def test_a_run_in_which_no_episode_ended_says_so() -> None:
     found = findings_of_run(run({"global_step": 4, "episodes": 0.0, "window_episodes": 0.0}))
     assert (found[0].severity, found[0].evidence) == ("warning", "no episode ended during training")

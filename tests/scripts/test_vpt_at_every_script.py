@@ -15,9 +15,14 @@ from diffusion_policy.checkpoint import write_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.diagnose import ReportError
 from diffusion_policy.diagnose.arm_paths import buttons, camera_turns, joint_paths
+from diffusion_policy.diagnose.closed_loop_evidence import look_at_closed_loop
+from diffusion_policy.diagnose.closed_loop_findings import of_another
 from diffusion_policy.diagnose.step_evidence import idle_ranges, look_at_steps
 from diffusion_policy.diagnose.steps import steps_of_dataset
-from diffusion_policy.installation import script_path
+from diffusion_policy.env_runner.simulator import Simulator, read_arguments, words_for
+from diffusion_policy.installation import CONFIG, script_path
+
+GROVE = CONFIG / "simulator" / "grove.yaml"
 
 OF_ROBOTS = re.compile(r"\b(gripper|robot|pose|joint|arm)s?\b", re.IGNORECASE)
 READ = {
@@ -53,7 +58,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(script: str, words: str, places: dict[str, Path]) -> int:
     for name, path in places.items():
         words = words.replace(name, str(path))
-    return int(runpy.run_path(str(script_path(script)))["main"](words.split()))
+    return int(runpy.run_path(str(script_path(script)))["main"](shlex.split(words)))
 
 
 @pytest.mark.parametrize("script", READ)
@@ -102,3 +107,28 @@ def test_steps_of_a_game_are_buttons_and_turns_and_nothing_of_an_arm(data: Path)
     assert all(not episode.idle for episode in look_at_steps(steps).episodes)
     with pytest.raises(ReportError, match="no arm moves or stands still"):
         idle_ranges(buffer)
+
+
+def test_a_result_of_another_checkpoint_is_measured_again_in_the_same_world(checkpoint: Path, tmp_path: Path) -> None:
+    """The command that the report shows runs as it is, and its world is that of the result."""
+    words = ["CKPT", "--simulator", str(GROVE), "--env", "max_steps=2", "--task", "wool", "--scenes", "1"]
+    places = {"CKPT": checkpoint, "OUT": tmp_path / "a.json"}
+    assert run("evaluate_closed_loop", " ".join([*words, "--json", "OUT"]), places) == 0
+    best = tmp_path / "best.ckpt"
+    weights = {"model": vpt_factory.tiny_policy(seed=1).state_dict()}
+    write_checkpoint(best, cfg=OmegaConf.create(vpt_factory.config()), state_dicts=weights, pickles={})
+    (evidence,) = look_at_closed_loop([tmp_path / "a.json"], [best])
+    named, again = script_called(shlex.split(of_another(evidence).command))
+    assert run(named, shlex.join([*again, "--scenes", "1"]), {}) == 0
+    (measured,) = look_at_closed_loop([tmp_path / "closed_loop_best.json"], [best])
+    assert measured.found.about["simulator"] == evidence.found.about["simulator"]
+
+
+@pytest.mark.parametrize("path", sorted((CONFIG / "simulator").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_environment_is_made_again_from_its_description(path: Path) -> None:
+    described = Simulator.load(path, max_steps=7, task="stone").describe()
+    words = words_for(described)
+    assert words is not None
+    assert words[:2] == ["--simulator", str(path)]
+    assert Simulator.load(path, **read_arguments(words[3::2])).describe() == described
+    assert words_for({"env": {"_target_": "elsewhere.Env"}}) is None
