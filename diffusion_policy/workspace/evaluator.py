@@ -52,13 +52,13 @@ FEATURE_WINDOWS = 32
 PLOTS = 2
 
 
-class Evaluator:
-    """Evaluates the live policy and its average.
+class ScheduledEvaluator:
+    """What the evaluation of both kinds of training shares: what is evaluated, when, and what a checkpoint keeps of it.
 
     Args:
         cfg: config of the run.
         folder: run folder.
-        data: training and validation windows.
+        data: training and held-out data.
         model: the live policy.
         ema_model: its average, or None.
         processes: the processes that share the work.
@@ -76,20 +76,57 @@ class Evaluator:
         self._cfg, self._data, self._processes = cfg, data, processes
         self._model, self._deployed = model, ema_model if ema_model is not None else model
         self._has_average = ema_model is not None
+        self._episodes: list[int] = np.flatnonzero(data.dataset.validation_episodes).tolist()  # that are measured
+        self._runner: Any = None
+        if cfg.training.rollout_every and processes.writes:
+            self._runner = instantiate(cfg.task.env_runner, "task.env_runner", output_dir=str(folder))
+
+    def measured_with(self) -> dict[str, Any]:
+        """Evaluation settings that must be equal for metrics of two evaluations to be comparable."""
+        weights = "ema_model" if self._has_average else "model"
+        keys = [self._data.identities[episode].key for episode in self._episodes]
+        digest = content_sha256(keys)
+        found = {"weights": weights, **self._sampling(), "episodes": len(keys), "episodes_sha256": digest}
+        describe = getattr(self._runner, "describe", None)  # custom runners may lack it
+        return found if describe is None else {**found, "closed_loop": describe()}
+
+    def record(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Entries of a checkpoint: the evaluation settings, and the metrics of these weights, or None."""
+        figures = {
+            key: value for key, value in metrics.items() if key.startswith(("val_", "test_")) and is_defined(value)
+        }
+        return {"with": self.measured_with(), "figures": figures or None}
+
+    def _sampling(self) -> dict[str, Any]:
+        """How actions are sampled; nothing of policies that give probabilities."""
+        return {}
+
+    def _due(self, epoch: int, setting: str) -> bool:
+        return is_due(epoch, self._cfg.training[setting], self._cfg.training.num_epochs)
+
+
+class Evaluator(ScheduledEvaluator):
+    """Evaluates the live policy and its average; arguments as of `ScheduledEvaluator`."""
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        folder: Path,
+        data: Data,
+        model: Policy,
+        ema_model: Policy | None,
+        processes: Processes,
+    ):
+        super().__init__(cfg, folder, data, model, ema_model, processes)
         found = find_layout(model.spec.robot.action_names, model.spec.robot.units)
         self._layout = None if found is None else with_units(found, data.dataset.semantics)
         self._noise = FixedNoise(model, len(data.held_out)) if len(data.held_out) else None
         self._dataset: list[str] = dataset_paths(cfg.task.dataset.zarr_path)
-        held_out = np.flatnonzero(data.dataset.validation_episodes).tolist()
-        self.sampler = read_sampler(OmegaConf.select(cfg, "sampler"), self._step_seconds(held_out))
+        self.sampler = read_sampler(OmegaConf.select(cfg, "sampler"), self._step_seconds(self._episodes))
         # Differences are no motion whose error could be measured: of them there is the loss alone.
-        measured = [] if data.dataset.action_differences else held_out
-        self._episodes: list[int] = measured[: self.sampler.max_episodes]
+        self._episodes = [] if data.dataset.action_differences else self._episodes[: self.sampler.max_episodes]
         self._recorded: dict[Policy, RecordedEpisodes] = {}
         self._undefined_reason: str | None = None
-        self._runner: Any = None
-        if cfg.training.rollout_every and processes.writes:
-            self._runner = instantiate(cfg.task.env_runner, "task.env_runner", output_dir=str(folder))
 
     def _step_seconds(self, episodes: Sequence[int]) -> float | None:
         """Median over these episodes of the time between their steps, in seconds; None without timestamps."""
@@ -147,24 +184,8 @@ class Evaluator:
         bar.validated(metrics)
         return metrics
 
-    def _due(self, epoch: int, setting: str) -> bool:
-        return is_due(epoch, self._cfg.training[setting], self._cfg.training.num_epochs)
-
-    def measured_with(self) -> dict[str, Any]:
-        """Evaluation settings that must be equal for metrics of two evaluations to be comparable."""
-        weights = "ema_model" if self._has_average else "model"
-        keys = [self._data.identities[episode].key for episode in self._episodes]
-        digest = content_sha256(keys)
-        found = {"weights": weights, **self.sampler.to_plain(), "episodes": len(keys), "episodes_sha256": digest}
-        describe = getattr(self._runner, "describe", None)  # custom runners may lack it
-        return found if describe is None else {**found, "closed_loop": describe()}
-
-    def record(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Entries of a checkpoint: the evaluation settings, and the metrics of these weights, or None."""
-        figures = {
-            key: value for key, value in metrics.items() if key.startswith(("val_", "test_")) and is_defined(value)
-        }
-        return {"with": self.measured_with(), "figures": figures or None}
+    def _sampling(self) -> dict[str, Any]:
+        return self.sampler.to_plain()
 
     def _losses(self) -> dict[str, Any]:
         deployed = self._validation_loss(self._deployed)

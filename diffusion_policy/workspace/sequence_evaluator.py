@@ -10,24 +10,20 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 
-from diffusion_policy.dataset.content_hash import content_sha256
 from diffusion_policy.minecraft.actions import VPT_ACTION
 from diffusion_policy.minecraft.scores import most_frequent, previous, score_actions
 from diffusion_policy.policy.contract import PolicyModule
 from diffusion_policy.policy.sequences import surprise
 from diffusion_policy.workspace.batches import Batches
-from diffusion_policy.workspace.data import Data, instantiate
-from diffusion_policy.workspace.evaluator import INITIAL_LOSS_BATCHES, is_due
-from diffusion_policy.workspace.metrics import MetricsLog, is_defined
-from diffusion_policy.workspace.processes import Processes
+from diffusion_policy.workspace.evaluator import INITIAL_LOSS_BATCHES, ScheduledEvaluator
+from diffusion_policy.workspace.metrics import MetricsLog
 from diffusion_policy.workspace.progress import TrainingBar
 from diffusion_policy.workspace.run_state import TrainingProgress
 from diffusion_policy.workspace.sequence_loss import recurrent
@@ -82,34 +78,8 @@ def run_through(policy: PolicyModule, batches: Batches, max_batches: int | None 
     return Run(means[0], means[1], np.array(steps, dtype=np.int64), torch.cat(predicted).numpy())
 
 
-class SequenceEvaluator:
-    """Evaluates the live policy and its average on held-out episodes.
-
-    Args:
-        cfg: config of the run.
-        folder: run folder.
-        data: training and held-out episodes.
-        model: the live policy.
-        ema_model: its average, or None.
-        processes: the one process.
-    """
-
-    def __init__(
-        self,
-        cfg: DictConfig,
-        folder: Path,
-        data: Data,
-        model: PolicyModule,
-        ema_model: PolicyModule | None,
-        processes: Processes,
-    ):
-        self._cfg, self._data, self._model = cfg, data, model
-        self._deployed = model if ema_model is None else ema_model
-        self._has_average = ema_model is not None
-        self._usual: NDArray[np.floating] | None = None
-        self._runner: Any = None
-        if cfg.training.rollout_every and processes.writes:
-            self._runner = instantiate(cfg.task.env_runner, "task.env_runner", output_dir=str(folder))
+class SequenceEvaluator(ScheduledEvaluator):
+    """Evaluates the live policy and its average on held-out episodes; arguments as of `ScheduledEvaluator`."""
 
     def before_first_update(self) -> dict[str, Any]:
         """The first line of metrics: losses of the initial weights."""
@@ -140,9 +110,6 @@ class SequenceEvaluator:
         bar.validated(metrics)
         return metrics
 
-    def _due(self, epoch: int, setting: str) -> bool:
-        return is_due(epoch, self._cfg.training[setting], self._cfg.training.num_epochs)
-
     def _measured(self, run: Run) -> dict[str, float]:
         metrics = {"val_loss": run.loss, **{f"val_loss_{name}": value for name, value in run.losses.items()}}
         metrics |= {f"val_accuracy_{name}": value for name, value in run.accuracy.items()}
@@ -155,7 +122,7 @@ class SequenceEvaluator:
         recorded = dataset.actions_at(steps[:, None]).squeeze(1).cpu().numpy()
         guesses = {
             "": run.predicted[order],
-            "_majority": np.broadcast_to(self._majority(), recorded.shape),
+            "_majority": np.broadcast_to(self._majority, recorded.shape),
             "_previous": previous(recorded, np.isin(steps, starts)),
         }
         for policy, actions in guesses.items():
@@ -163,26 +130,12 @@ class SequenceEvaluator:
             metrics |= {f"val_{name}{policy}": value for name, value in scores.items()}
         return metrics
 
+    @cached_property
     def _majority(self) -> NDArray[np.floating]:
         """The most frequent action of the training episodes."""
-        if self._usual is None:
-            dataset = self._data.dataset
-            steps = np.flatnonzero(np.repeat(dataset.train_episodes, np.diff(dataset.episode_ends, prepend=0)))
-            self._usual = most_frequent(dataset.actions_at(steps[:, None]).squeeze(1).cpu().numpy())
-        return self._usual
-
-    def measured_with(self) -> dict[str, Any]:
-        """What must be equal for metrics of two evaluations to be comparable."""
-        held_out = np.flatnonzero(self._data.dataset.validation_episodes)
-        keys = [self._data.identities[episode].key for episode in held_out]
-        weights = "ema_model" if self._has_average else "model"
-        return {"weights": weights, "episodes": len(keys), "episodes_sha256": content_sha256(keys)}
-
-    def record(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Entries of a checkpoint: how it was measured, and the metrics of these weights, or None."""
-        figures = {key: value for key, value in metrics.items() if key.startswith(("val_", "test_"))}
-        figures = {key: value for key, value in figures.items() if is_defined(value)}
-        return {"with": self.measured_with(), "figures": figures or None}
+        dataset = self._data.dataset
+        steps = np.flatnonzero(np.repeat(dataset.train_episodes, np.diff(dataset.episode_ends, prepend=0)))
+        return most_frequent(dataset.actions_at(steps[:, None]).squeeze(1).cpu().numpy())
 
 
 def _line(metrics: Mapping[str, float]) -> str:
