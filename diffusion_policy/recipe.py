@@ -38,10 +38,14 @@ class Step:
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """The result of a recipe: exit status and wall-clock seconds of each command that ran."""
+    """The result of a recipe: exit status and wall-clock seconds of each command that ran.
+
+    ``failure`` is a sentence about the command that ended it early; None where all ran.
+    """
 
     statuses: tuple[int, ...]
     seconds: tuple[float, ...]
+    failure: str | None = None
 
 
 class FinishedSteps:
@@ -109,6 +113,7 @@ def run_recipe(steps: Sequence[Step], ended: FinishedSteps | None = None) -> Rec
     """
     statuses: list[int] = []
     seconds: list[float] = []
+    failure = None
     for number, step in enumerate(steps, start=1):
         if ended is not None and step in ended:
             continue
@@ -125,7 +130,8 @@ def run_recipe(steps: Sequence[Step], ended: FinishedSteps | None = None) -> Rec
         seconds.append(time.monotonic() - begun)
         show_line(f"{seconds[-1]:.0f} s", "dim")
         if statuses[-1] not in step.accepted:
+            failure = f"{step.title!r} failed with status {statuses[-1]}; its message is above"
             break
         if ended is not None:
             ended.add(step)
-    return RecipeResult(tuple(statuses), tuple(seconds))
+    return RecipeResult(tuple(statuses), tuple(seconds), failure)

@@ -211,10 +211,8 @@ def work(arguments: argparse.Namespace) -> CommandResult:
         raise WorkspaceError(f"{absent}; make it with {command('pretrain_demo_policy')}")
     prepare(folder, MARKER)
     played = run_recipe(steps)
-    last = steps[len(played.statuses) - 1]
-    if played.statuses[-1] not in last.accepted:
-        failed = f"{last.title!r} failed with status {played.statuses[-1]}; its message is above"
-        return CommandResult(Text(failed, style="red"), played.statuses[-1])
+    if played.failure is not None:
+        return CommandResult(Text(played.failure, style="red"), played.statuses[-1])
     verdicts = json.loads((folder / "verdicts.json").read_text())
     names = ("pose", "finetuned", "scratch")
     rollouts = {name: json.loads((folder / f"rollouts_{name}.json").read_text()) for name in names}

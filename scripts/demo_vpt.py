@@ -106,9 +106,8 @@ def work(arguments: argparse.Namespace) -> CommandResult:
     steps = recipe(folder, arguments.seed, quick=arguments.quick)
     prepare(folder, MARKER)
     ran = run_recipe(steps)
-    if any(ran.statuses):
-        failed = f"{steps[len(ran.statuses) - 1].title!r} failed with status {ran.statuses[-1]}; its message is above"
-        return CommandResult(Text(failed, style="red"), ran.statuses[-1])
+    if ran.failure is not None:
+        return CommandResult(Text(ran.failure, style="red"), ran.statuses[-1])
     seconds = Text(f"{sum(ran.seconds):.0f} s", style="dim")
     return CommandResult(["", *outcome(folder), seconds])
 

@@ -94,10 +94,8 @@ def work(arguments: argparse.Namespace) -> CommandResult:
     steps = recipe(folder, arguments.episodes, arguments.seed, arguments.epochs)
     prepare(folder, MARKER)
     played = run_recipe(steps)
-    if any(played.statuses):
-        return CommandResult(
-            f"{steps[len(played.statuses) - 1].title!r} failed; its message is above", played.statuses[-1]
-        )
+    if played.failure is not None:
+        return CommandResult(played.failure, played.statuses[-1])
     run = folder / "run"
     provenance = origin(steps, run)
     pack(run / "checkpoints" / "latest.ckpt", arguments.output, provenance)

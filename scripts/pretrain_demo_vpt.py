@@ -72,8 +72,8 @@ def work(arguments: argparse.Namespace) -> CommandResult:
     steps = recipe(folder, arguments.episodes, arguments.seed, arguments.epochs)
     prepare(folder, MARKER)
     ran = run_recipe(steps)
-    if any(ran.statuses):
-        return CommandResult(f"{steps[len(ran.statuses) - 1].title!r} failed; its message is above", ran.statuses[-1])
+    if ran.failure is not None:
+        return CommandResult(ran.failure, ran.statuses[-1])
     pack(folder / "run", arguments.output)
     described = origin(folder, steps)
     write_json(arguments.output.with_name(f"{arguments.output.name}.json"), described)

@@ -113,6 +113,7 @@ def test_a_status_that_is_no_result_is_the_last(
     steps = [recipe.Step("part", (f"scripts/part_{n}.py",), accepted) for n in range(3)]
     played = recipe.run_recipe(steps)
     assert played.statuses == statuses
+    assert (played.failure is None) == (statuses[-1] in accepted)
     assert len(played.seconds) == len(statuses)
     assert (tmp_path / "ran").read_text() == "x" * len(statuses)
 
