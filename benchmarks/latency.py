@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -322,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--busy", type=int, nargs="?", const=0, metavar="N", help="measure next to N busy processes")
     arguments = parser.parse_args(argv)
-    device = torch.device(arguments.device)
+    device, load = torch.device(arguments.device), os.getloadavg()[0]
     if arguments.busy is not None:
         n_busy, n_requests = arguments.busy or usable_cores(), 5 if arguments.quick else 31
         busy = measure_busy(n_busy, n_requests, arguments.steps)
@@ -331,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         found = _beside_a_plain_server(arguments, device)
     if arguments.json:
-        document = found | _about_machine(device, arguments.steps)
+        document = found | _about_machine(device, arguments.steps) | {"load": [load, os.getloadavg()[0]]}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     return 0
 

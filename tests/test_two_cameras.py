@@ -25,7 +25,7 @@ TRAINING = (
     "training.device=cpu training.num_epochs=1 training.max_train_steps=2 training.max_val_steps=1 sampler.steps=1 "
     "training.precision=float32 dataloader.batch_size=4 val_dataloader.batch_size=4 dataloader.num_workers=0 "
     "val_dataloader.num_workers=0 ++policy.encoder_width=16 policy.n_layer=1 policy.n_emb=32 policy.n_head=2 "
-    "policy.crop_shape=[36,64] policy.noise_scheduler.num_train_timesteps=20"
+    "policy.noise_scheduler.num_train_timesteps=20"
 )
 SERVING = (
     "guard.quaternion_tolerance=0.99 guard.max_step_m=9 guard.max_step_rad=9 guard.max_chunk_m=9 guard.max_chunk_rad=9 "
