@@ -1,6 +1,10 @@
 """Copies of a process that has everything loaded end, print and handle signals like new interpreters."""
 
+import json
+import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +56,16 @@ def test_it_hears_what_the_process_hears_that_stands_for_it(number: signal.Signa
 def test_it_holds_no_threads_and_has_torch_loaded() -> None:
     program = "import sys, pathlib; print('torch' in sys.modules, len(list(pathlib.Path('/proc/self/task').iterdir())))"
     assert warm_process.run(["-c", program], Path()).stdout.split() == ["True", "1"]
+
+
+def test_it_ends_with_one_that_was_killed_before_it_was_answered() -> None:
+    reading, writing = os.pipe()
+    request = {"words": ["-c", "import time; time.sleep(60)"], "cwd": "/", "environment": {}, "ignored": []}
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(Path(warm_process.python()).with_name("socket")))
+        socket.send_fds(connection, [b"."], [writing] * 3)
+        connection.sendall(json.dumps(request | {"others": [], "terminal": False}).encode() + b"\n")
+    os.close(writing)
+    with os.fdopen(reading, "rb") as output:
+        assert select.select([output], [], [], 30)[0], "it holds its output, so it goes on"
+        assert output.read() == b""

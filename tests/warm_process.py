@@ -93,18 +93,20 @@ def requested(address: str) -> dict[str, Any]:
 def accompanied(connection: socket.socket) -> dict[str, Any]:
     """Copies this process once more, and sends the requester its id and status; returns in the copy."""
     _, streams, _, _ = socket.recv_fds(connection, 1, 3)
-    with connection.makefile("rw", encoding="utf-8") as asked:
+    with connection.makefile("r", encoding="utf-8") as asked:
         request: dict[str, Any] = json.loads(asked.readline())
         worker = os.fork()
         if worker == 0:
             return request | {"streams": streams}
         for stream in streams:
             os.close(stream)
-        asked.write(f"{worker}\n")
-        asked.flush()
+        with contextlib.suppress(BrokenPipeError):  # the one that asked has ended already
+            connection.sendall(f"{worker}\n".encode())
 
         def end_with_it() -> None:
-            if not connection.recv(1):
+            with contextlib.suppress(ConnectionResetError):
+                connection.recv(1)  # nothing, once it has ended
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
 
         threading.Thread(target=end_with_it, daemon=True).start()
