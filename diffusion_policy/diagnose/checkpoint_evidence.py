@@ -117,7 +117,10 @@ def look_at_checkpoint(path: str | Path, checkpoint: Checkpoint | None = None) -
             if not (torch.isfinite(tensor) | _is_mask(key)).all()
         ),
         has_average=bool(average),
-        expects_average=bool(OmegaConf.select(checkpoint.cfg, "training.use_ema", default=True)),
+        # Bare weights have no config of a training, and nothing but the live weights.
+        expects_average=bool(
+            OmegaConf.select(checkpoint.cfg, "training.use_ema", default="training" in checkpoint.cfg)
+        ),
         average_distance=_distance(model, average),
         statistics=statistics,
         layout="unknown"

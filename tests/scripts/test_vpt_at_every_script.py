@@ -1,15 +1,17 @@
 """Every script on a dataset and a checkpoint of VPT: what it says is true of them, or it says why it refuses them."""
 
+import html
 import json
 import re
 import runpy
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import vpt_factory
 from omegaconf import OmegaConf
-from script_parsers import script_called
+from script_parsers import refusal, script_called
 
 from diffusion_policy.checkpoint import write_checkpoint
 from diffusion_policy.dataset.replay_buffer import ReplayBuffer
@@ -20,7 +22,8 @@ from diffusion_policy.diagnose.closed_loop_findings import of_another
 from diffusion_policy.diagnose.step_evidence import idle_ranges, look_at_steps
 from diffusion_policy.diagnose.steps import steps_of_dataset
 from diffusion_policy.env_runner.simulator import Simulator, read_arguments, words_for
-from diffusion_policy.installation import CONFIG, script_path
+from diffusion_policy.installation import CONFIG, PRETRAINED, script_path
+from diffusion_policy.training_config import checked_arguments, compose_training
 
 GROVE = CONFIG / "simulator" / "grove.yaml"
 
@@ -56,9 +59,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(script: str, words: str, places: dict[str, Path]) -> int:
+    arguments = shlex.split(words)
     for name, path in places.items():
-        words = words.replace(name, str(path))
-    return int(runpy.run_path(str(script_path(script)))["main"](shlex.split(words)))
+        arguments = [word.replace(name, str(path)) for word in arguments]
+    return int(runpy.run_path(str(script_path(script)))["main"](arguments))
 
 
 @pytest.mark.parametrize("script", READ)
@@ -77,6 +81,11 @@ def test_a_script_that_reads_it_says_nothing_of_robots(
         assert [button["name"] for button in shown["buttons"]] == ["attack", "forward"]
         assert [line["name"] for line in shown["lines"]] == ["camera_pitch", "camera_yaw"]
         assert not shown["idle"]
+
+
+def test_weights_that_ship_are_found_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor", "--checkpoint WEIGHTS", {"WEIGHTS": PRETRAINED / "grove_vpt.weights"}) == 0
+    assert "error" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("script", REFUSED)
@@ -132,3 +141,59 @@ def test_an_environment_is_made_again_from_its_description(path: Path) -> None:
     assert words[:2] == ["--simulator", str(path)]
     assert Simulator.load(path, **read_arguments(words[3::2])).describe() == described
     assert words_for({"env": {"_target_": "elsewhere.Env"}}) is None
+
+
+BC_LINES = (
+    {"global_step": 0, "train_loss_before_first_update": 13.0, "start": "pretrained"},
+    {"global_step": 1, "train_loss": 13.0, "lr": 1e-6},
+    {"global_step": 2, "train_loss": 13.9, "lr": 1e-6, "val_loss": 9.0},
+    {"global_step": 3, "train_loss": None, "lr": 1e-6, "val_loss": 14.0},
+)
+SHARES = {"success_share": 0.1, "success_share_low": 0.0, "success_share_high": 0.3, "window_episodes": 100.0}
+PPO_LINES = (
+    {"global_step": 1, **SHARES, "success_share": 0.9, "success_share_low": 0.8, "success_share_high": 0.95},
+    {"global_step": 2, **SHARES, "explained_variance": -1.0, "kl_to_pretrained": 3.0, "lr": 1e-5},
+)
+
+
+@pytest.mark.parametrize(("name", "lines"), [("train_vpt_bc", BC_LINES), ("train_ppo_from_vpt", PPO_LINES)])
+def test_every_command_that_a_run_shows_is_taken(
+    name: str, lines: tuple[dict[str, object], ...], data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Of a run with much to find fault with: stopped, few updates, a loss that rises, a result of other weights."""
+    folder = tmp_path / "a run"
+    words = vpt_factory.OVERRIDES if name == "train_vpt_bc" else ("training.device=cpu",)
+    words = (*words, f"task.dataset_path={data}") if name == "train_vpt_bc" else words
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(compose_training(name, words), folder / ".hydra" / "config.yaml")
+    (folder / ".hydra" / "hydra.yaml").write_text(f"hydra:\n  job:\n    config_name: {name}\n")
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(words))
+    (folder / "logs.json.txt").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    status = {"state": "stopped", "signal": "SIGTERM", "error": None, "epochs": 1, "of_epochs": 9, "updates": 3}
+    (folder / "status.json").write_text(json.dumps({**status, "of_updates": 99}))
+    (folder / "checkpoints").mkdir()
+    shutil.copy(checkpoint, folder / "checkpoints" / "latest.ckpt")
+    played = ["CKPT", "--simulator", str(GROVE), "--env", "max_steps=2", "--scenes", "1", "--json", "OUT"]
+    other = tmp_path / "other.ckpt"
+    write_checkpoint(
+        other, cfg=OmegaConf.create(vpt_factory.config()),
+        state_dicts={"model": vpt_factory.tiny_policy(seed=2).state_dict()}, pickles={},
+    )  # fmt: skip
+    assert run("evaluate_closed_loop", shlex.join(played), {"CKPT": other, "OUT": folder / "closed_loop.json"}) == 0
+    places = {"RUN": folder, "OUT": tmp_path / "out"}
+    run("doctor", "--run RUN --json OUT.json", places)
+    run("report", "--run RUN --out OUT.html", places)
+    groups = json.loads((tmp_path / "out.json").read_text())["groups"].values()
+    shown = {finding["command"] for group in groups for finding in group}
+    shown |= {
+        html.unescape(code) for code in re.findall(r"<code[^>]*>(.*?)</code>", (tmp_path / "out.html").read_text())
+    }
+    called = [found for line in shown if (found := script_called(shlex.split(line))) is not None]
+    assert {script for script, _ in called} >= {"train", "evaluate_closed_loop"}
+    for script, arguments in called:
+        if script == "train":
+            assert f"--config-name={name}" in checked_arguments(arguments)
+        else:
+            assert refusal(script, list(arguments)) is None
+        if script == "evaluate_closed_loop":
+            assert str(GROVE) in arguments
