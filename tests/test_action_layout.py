@@ -66,7 +66,7 @@ def test_relative_actions_come_back(layout: ActionLayout) -> None:
     np.testing.assert_allclose(layout.joints(back), layout.joints(actions), atol=1e-12)
 
 
-def test_the_base_itself_is_no_motion(layout: ActionLayout) -> None:
+def test_the_base_itself_is_not_a_motion(layout: ActionLayout) -> None:
     base = actions_of(layout, 1)[0]
     still = layout.difference(base, base)
     assert np.abs(layout.positions(still)).max(initial=0) < 1e-12
@@ -150,7 +150,7 @@ def test_a_part_of_a_position_or_rotation_is_refused(names: tuple[str, ...]) -> 
         ActionLayout.of(names)
 
 
-def test_other_numbers_and_other_widths_are_said() -> None:
+def test_other_numbers_and_other_widths_are_reported() -> None:
     layout = ActionLayout.of(("a0", "a1", "gripper"))
     assert layout.describe() == "gripper; 2 other numbers (a0, a1)"
     with pytest.raises(SpecError, match=r"expected \(\.\.\., 3\)"):
@@ -159,7 +159,7 @@ def test_other_numbers_and_other_widths_are_said() -> None:
         ActionLayout.of(("x", "x"))
 
 
-def test_what_a_games_player_does_is_no_arms() -> None:
+def test_a_games_players_actions_are_not_an_arms() -> None:
     """Turns in degrees are no joints, and `hotbar.1` is no arm of that name."""
     game = ActionLayout.of(VPT_ACTION, {"camera_pitch": "deg", "camera_yaw": "deg"})
     assert game.is_game

@@ -246,7 +246,7 @@ def test_a_part_of_a_large_tensor_is_saved_alone(cfg, tmp_path):
         ({"state_dicts": {"model": {"w": print}}}, "state_dicts.model.w: a builtin_function_or_method cannot"),
     ],
 )
-def test_what_is_no_data_is_not_written(cfg, tmp_path, parts, reason):
+def test_what_is_not_data_is_not_written(cfg, tmp_path, parts, reason):
     path = tmp_path / "latest.ckpt"
     with pytest.raises(CheckpointError, match=reason):
         write_checkpoint(path, **{"cfg": cfg, "state_dicts": {"model": {}}, "pickles": PICKLES, **parts})
@@ -318,7 +318,7 @@ def test_own_policies_are_loaded_with_the_weights_asked_for(written, policy):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that does not exist")
-def test_a_device_that_is_not_there(written):
+def test_a_missing_device(written):
     with pytest.raises(CheckpointError, match="cannot be put on the device 'cuda'"):
         load_policy(written, device="cuda")
 

@@ -86,7 +86,7 @@ def test_nothing_is_claimed_that_recordings_cannot_show() -> None:
     assert not offences, "say what the recordings show, and how firm it is:\n" + "\n".join(offences)
 
 
-def test_what_is_allowed_is_still_said() -> None:
+def test_what_is_allowed_is_still_reported() -> None:
     texts = {name: "\n".join(said(REPOSITORY / name)) for name in ALLOWED}
     assert not [(name, known) for name, allowed in ALLOWED.items() for known in allowed if known not in texts[name]]
 

@@ -304,7 +304,7 @@ def test_the_example_check_finds_equal_answers(tmp_path: Path, equal: int, sever
     assert f"at most {equal} of 10" in finding.evidence
 
 
-def test_one_answer_says_nothing_of_repeats(tmp_path: Path) -> None:
+def test_one_answer_shows_nothing_about_repeats(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
     path.write_text(json.dumps(document([1.0])))
     assert run_checks((repeats,), look_at_repeats(read_log(path))) == []

@@ -89,7 +89,9 @@ def start(cfg: DictConfig) -> None:
         open_data(cfg, processes)
 
 
-def test_the_predecessors_config_trains_and_what_it_lacked_is_said(full: DictConfig, tmp_path: Path, caplog) -> None:
+def test_the_predecessors_config_trains_and_what_it_lacked_is_reported(
+    full: DictConfig, tmp_path: Path, caplog
+) -> None:
     cfg = predecessors(full)
     assert "pretrained" not in cfg
     with caplog.at_level(logging.INFO):
@@ -200,7 +202,7 @@ def test_absent_sections_are_those_of_the_config_with_the_same_policy(name: str)
         assert OmegaConf.to_container(completed, resolve=False)[key] == OmegaConf.to_container(base, resolve=False)[key]  # type: ignore[index,call-overload]
 
 
-def test_a_policy_of_elsewhere_takes_the_settings_of_its_workspace_and_an_optimizer_of_its_own(
+def test_a_foreign_policy_takes_its_workspaces_settings_and_its_own_optimizer(
     full: DictConfig,
 ) -> None:
     cfg = without(without(full, "optimizer.learning_rate"), "training.cache")
@@ -267,7 +269,7 @@ def test_settings_that_their_config_lacks_are_taken_all_the_same(
     assert "hydra.run.dir=/x" in parsed.overrides
 
 
-def test_their_config_may_lie_in_our_folder(theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_their_config_may_be_in_our_folder(theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copied next to ours, so that --config-name finds it."""
     words = [f"--config-path={theirs}", "--config-name=train_theirs", "loss=gripper_events"]
     assert "+loss=gripper_events" in checked_arguments(words)
@@ -292,7 +294,7 @@ def test_a_misspelled_override_of_theirs_is_one_sentence(theirs: Path, words: Se
     assert "\n" not in str(caught.value)
 
 
-def test_configs_that_are_not_there_or_do_not_compose(theirs: Path) -> None:
+def test_configs_that_are_missing_or_do_not_compose(theirs: Path) -> None:
     with pytest.raises(ConfigError, match=r"there are train_cogact_robot, .*train_unet_cogact_robot, train_vpt"):
         compose_training("train_theirs")
     with pytest.raises(ConfigError, match="no such config; there are train_theirs in"):

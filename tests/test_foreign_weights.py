@@ -382,7 +382,7 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", CONTENTS)
-def test_a_file_that_is_no_checkpoint_is_named_for_what_it_is(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_identified(tmp_path: Path, kind: str) -> None:
     content, message = CONTENTS[kind]
     path = tmp_path / "the file.ckpt"
     path.write_bytes(content)
@@ -470,7 +470,7 @@ def test_the_printed_packing_makes_a_file_that_opens(tmp_path: Path) -> None:
     assert torch.equal(open_tensor_file(tmp_path / "w.ckpt").load("w"), torch.arange(3.0))
 
 
-def test_places_that_are_no_files(tmp_path: Path) -> None:
+def test_places_that_are_not_files(tmp_path: Path) -> None:
     (tmp_path / "link.ckpt").symlink_to("/mnt/disk/latest.ckpt")
     (tmp_path / "annex.ckpt").symlink_to(".git/annex/objects/ab/cd/latest.ckpt")
     os.mkfifo(tmp_path / "pipe.ckpt")
@@ -506,7 +506,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
-def test_every_reader_names_what_is_no_checkpoint(dataset: Path, tmp_path: Path, reader: Reader) -> None:
+def test_every_reader_names_what_is_not_a_checkpoint(dataset: Path, tmp_path: Path, reader: Reader) -> None:
     for kind in ("git-lfs", "html"):
         path = tmp_path / "the file.ckpt"
         path.write_bytes(CONTENTS[kind][0])
@@ -567,8 +567,13 @@ def test_reported_shards(shared_data: Path, tmp_path: Path) -> None:
         open_tensor_file(folder / "lfs")
 
 
-def test_reported_files_that_are_none(shared_data: Path, tmp_path: Path) -> None:
-    message = {"lfs": "a git-lfs pointer", "html": "a web page", "empty": "an empty file", "gz": "compressed with gzip"}
+def test_invalid_reported_files(shared_data: Path, tmp_path: Path) -> None:
+    messages = {
+        "lfs": "a git-lfs pointer",
+        "html": "a web page",
+        "empty": "an empty file",
+        "gz": "compressed with gzip",
+    }
     for path in write_trial(tmp_path / "files", shared_data / "trials" / "53_not_a_checkpoint.py").iterdir():
-        with pytest.raises(CheckpointError, match=message[path.stem]):
+        with pytest.raises(CheckpointError, match=messages[path.stem]):
             read_checkpoint(path)

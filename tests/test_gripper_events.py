@@ -36,7 +36,7 @@ def test_states_keep_the_last_decision_inside_the_band() -> None:
     assert gripper_states([]).tolist() == []
 
 
-def test_the_first_state_is_no_event() -> None:
+def test_the_first_state_is_not_an_event() -> None:
     assert gripper_events([1, 1, 0, 0, 1]) == [(2, "close"), (4, "open")]
     assert gripper_events([0.5, 0, 1]) == [(2, "open")]
     assert gripper_events([0.98, 0.99, 1.0, 0.977]) == []
@@ -63,7 +63,7 @@ def test_thresholds_are_arguments() -> None:
         ([1.0], {"open_threshold": 0.2}, "closes at 0.3 and opens at 0.2"),
     ],
 )
-def test_refuses_what_is_no_command(values: list[float], options: dict[str, float], message: str) -> None:
+def test_refuses_what_is_not_a_command(values: list[float], options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gripper_events(values, **options)
 
@@ -174,7 +174,7 @@ def test_the_same_second_at_every_control_rate(step_seconds: float | None, late:
 
 
 @pytest.mark.parametrize("times", [None, [], [3.0], [1.0, 1.0, 1.0], [2.0, 1.0], [0.0, np.nan, 1.0]])
-def test_no_clock_is_no_control_rate(times: list[float] | None) -> None:
+def test_without_a_clock_there_is_no_control_rate(times: list[float] | None) -> None:
     assert control_period(times) is None
     assert control_period([0.0, 0.1, 0.2, 50.0]) == pytest.approx(0.1)
 

@@ -203,7 +203,7 @@ def test_a_token_opens_what_is_private(hub: Hub, monkeypatch: pytest.MonkeyPatch
     assert local_copy(CHECKPOINT).read_bytes() == weights
 
 
-def test_a_hub_that_is_not_there(hub: Hub) -> None:
+def test_a_missing_hub(hub: Hub) -> None:
     hub.repositories.clear()
     with pytest.raises(PathError, match="there is no such repository"):
         as_path("hf://datasets/lab/demos/set.zarr")

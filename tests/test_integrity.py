@@ -172,7 +172,7 @@ def test_nothing_but_the_packing_differs_and_rot_is_found(archive: Path, tmp_pat
             read_torch_zip(path)
 
 
-def test_an_archive_without_checksums_is_read_and_said_to_be_one(tmp_path: Path, caplog) -> None:
+def test_an_archive_without_checksums_is_read_and_reported(tmp_path: Path, caplog) -> None:
     path = tmp_path / "weights.pt"
     torch.serialization.set_crc32_options(False)
     try:
@@ -276,7 +276,7 @@ def test_a_recorded_hash_is_compared_when_tensors_are_read(tmp_path: Path, recor
             read()
 
 
-def test_no_recorded_hash_is_said(tmp_path: Path) -> None:
+def test_a_missing_recorded_hash_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"w": torch.arange(4.0)}, path)
     (tmp_path / "other.safetensors.sha256").write_text("0" * 64)

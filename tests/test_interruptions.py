@@ -287,10 +287,10 @@ def left_in(folder: Path) -> list[str]:
 
 def assert_nothing_half_written(folder: Path, line: str) -> None:
     """What is left is where the line says, and is complete: nothing is hidden or marked as unfinished."""
-    message = [word for word in re.split(r"[ ,;]+", line.partition(" with: ")[0]) if word]
+    named = [word for word in re.split(r"[ ,;]+", line.partition(" with: ")[0]) if word]
     for name in left_in(folder):
         # a file may have a companion with its name: new.ckpt.ledger.json
-        assert any(name == word or name.startswith((f"{word}/", f"{word}.")) for word in message), f"{name}: {line}"
+        assert any(name == word or name.startswith((f"{word}/", f"{word}.")) for word in named), f"{name}: {line}"
         if name.startswith(f"{TAKEN_UP}/"):
             assert f" kept in {TAKEN_UP}; go on with: " in line, line
             assert line.endswith(" --resume"), line

@@ -217,7 +217,7 @@ def test_a_log_is_cut_where_steps_are_missing(tmp_path: Path, caplog: pytest.Log
     assert marks["steps"] == list(range(first + 30, first + 45))
 
 
-def test_a_correction_of_a_step_that_is_not_there_is_refused(run: Path, tmp_path: Path) -> None:
+def test_a_correction_of_a_missing_step_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunLogError, match=r"corrections name steps \[41\], which it does not have"):
         convert_logs([run], tmp_path, {1: [0.5, 0, 0.3, 1, 0, 0, 0, 0], 41: [0.5, 0, 0.3, 1, 0, 0, 0, 0]})
     unclear = write_log(tmp_path / "inference_log.json", [0.5, 1.0, 1.0], 3)
@@ -250,7 +250,7 @@ def test_an_export_that_is_interrupted_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_conversion_keeps_whole_logs_and_goes_on_with_the_others(
+def test_an_interrupted_conversion_keeps_whole_logs_and_continues_with_the_others(
     run: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"
@@ -275,7 +275,7 @@ def test_an_interrupted_conversion_keeps_whole_logs_and_goes_on_with_the_others(
     assert f"{run} {other}" not in output
 
 
-def test_runs_without_an_answer_are_left_out_and_said(
+def test_runs_without_an_answer_are_left_out_and_reported(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with ServerThread(FakeEngine(), settings(tmp_path)) as server, server.client() as client:

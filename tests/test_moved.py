@@ -27,7 +27,7 @@ for former, present in {pairs!r}:
     assert finished.returncode == 0, finished.stderr
 
 
-def test_a_former_name_says_where_its_module_is_now() -> None:
+def test_a_former_name_states_where_its_module_is_now() -> None:
     program = "import warnings; warnings.simplefilter('error'); import diffusion_policy.cores"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "DeprecationWarning: diffusion_policy.cores has moved to diffusion_policy.cpu" in finished.stderr
@@ -36,7 +36,7 @@ def test_a_former_name_says_where_its_module_is_now() -> None:
 @pytest.mark.parametrize(
     ("name", "present"), [("model.kernels._compiled", "model.cpu.kernels._compiled"), ("spec", None)]
 )
-def test_a_name_stands_for_what_lies_below_it(name: str, present: str | None) -> None:
+def test_a_name_covers_everything_below_it(name: str, present: str | None) -> None:
     assert present_name(name) == present
 
 

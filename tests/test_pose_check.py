@@ -109,7 +109,7 @@ def test_steps_are_named_by_their_episode() -> None:
     assert "first at step 5 of episode 2" in fault.message
 
 
-def test_what_is_no_pose_is_checked_for_numbers_alone() -> None:
+def test_what_is_not_a_pose_is_checked_only_for_numbers() -> None:
     assert pose_faults(1000 * turning(), [f"a{i}" for i in range(8)], "data/action") == ()
     assert pose_faults(turning()[:, :7], ROTVEC_WIDTH, "data/action") == ()
     assert pose_faults(np.full((3, 8), np.nan), POSE_GRIPPER, "data/action")[0].code == "not-finite"
@@ -123,7 +123,7 @@ def test_recorded_norms_are_quaternions() -> None:
     assert pose_faults(numbers, POSE_GRIPPER, "data/action") == ()
 
 
-def test_two_orders_in_one_dataset_are_told() -> None:
+def test_two_orders_in_one_dataset_are_reported() -> None:
     poses = turning()[:, 3:7]
     scalar_first = np.roll(poses, 1, axis=1)
     assert order_fault(poses, poses, "data/action") is None

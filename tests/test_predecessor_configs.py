@@ -88,8 +88,8 @@ def test_each_trains_two_updates(
     assert summary is not None
     assert (tmp_path / "checkpoints" / "latest.ckpt").is_file()
     assert len((tmp_path / "logs.json.txt").read_text().splitlines()) >= 2
-    message = [line for line in caplog.messages if "it was per GPU" in line]
-    assert len(message) == ("ddp" in name)
+    messages = [line for line in caplog.messages if "it was per GPU" in line]
+    assert len(messages) == ("ddp" in name)
 
 
 def older_run(folder: Path, cached: Path, target: Path, *overrides: str) -> Any:
@@ -133,7 +133,7 @@ def test_differences_are_never_called_a_pose(folder: Path, cached: Path, tmp_pat
     ("train_assembly_bun_ddp", 1, "on N GPUs is dataloader.batch_size=N*16"),
     ("train_assembly_bun", 8, None),
 ])  # fmt: skip
-def test_a_batch_size_per_gpu_is_said_with_the_number_that_equals_it(
+def test_a_batch_size_per_gpu_is_reported_with_the_equivalent_number(
     folder: Path, name: str, n: int, message: str | None
 ) -> None:
     note = batch_size_note(compose_arguments(words_of(folder, name)), n)

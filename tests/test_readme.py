@@ -153,8 +153,8 @@ def serve(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = [sys.executable, *shlex.split(command)[1:], f"port={port}", *GUARD]
-    with (folder / "server.txt").open("w") as message:
-        server = subprocess.Popen(words, cwd=folder, stdout=message, stderr=subprocess.STDOUT)
+    with (folder / "server.txt").open("w") as output:
+        server = subprocess.Popen(words, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
         try:
             wait_for(port, server)
             drive(port, folder / "data" / "raw" / "trajectories" / "episode_0005")

@@ -42,7 +42,7 @@ def test_first_generation_may_end_with_an_unanswered_input(tmp_path: Path) -> No
     assert (len(log.steps), log.unanswered) == (3, 1)
 
 
-def test_layouts_are_told_by_what_numbers_mean(tmp_path: Path) -> None:
+def test_layouts_are_recognized_by_what_numbers_mean(tmp_path: Path) -> None:
     width = document([0.03, 0.08, 0.05], 1, layout="rotvec")
     for entry in width["inputs"]:
         entry["state"][-1] = 1.0
@@ -84,7 +84,7 @@ def test_an_empty_log_is_a_log(tmp_path: Path) -> None:
     assert log.actions.shape == (0, 0, 0)
 
 
-def test_a_clock_that_stands_still_gives_no_period(tmp_path: Path) -> None:
+def test_a_stopped_clock_gives_no_period(tmp_path: Path) -> None:
     assert read_log(saved(tmp_path, document(COMMANDS, 2, seconds=0.0))).step_period is None
 
 
@@ -106,7 +106,7 @@ def test_a_clock_that_stands_still_gives_no_period(tmp_path: Path) -> None:
         ('{"steps": [' + "9" * 5000 + "]}", r"not a log"),
     ],
 )
-def test_refuses_what_is_no_log(tmp_path: Path, content: Any, message: str) -> None:
+def test_refuses_what_is_not_a_log(tmp_path: Path, content: Any, message: str) -> None:
     path = saved(tmp_path, content)
     with pytest.raises(RunLogError, match=message) as caught:
         read_log(path)

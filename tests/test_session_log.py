@@ -142,7 +142,7 @@ def test_a_log_that_stopped_with_lines_waiting_still_closes(tmp_path: Path, monk
     assert not closing.is_alive(), "a session that ends must not wait for a log that nobody writes"
 
 
-def test_a_line_that_cannot_be_written_stops_the_log_and_is_said(tmp_path: Path) -> None:
+def test_a_line_that_cannot_be_written_stops_the_log_and_is_reported(tmp_path: Path) -> None:
     log = SessionLog(tmp_path, {})
     log.write({"step": 0, "state": float("nan")})
     log.close()
@@ -165,7 +165,7 @@ def test_a_slow_disk_leaves_steps_out_and_counts_them(tmp_path: Path, monkeypatc
     assert steps == sorted(set(steps)), "those that are there are in order"
 
 
-def test_a_large_run_goes_on_in_a_new_folder(tmp_path: Path) -> None:
+def test_a_large_run_continues_in_a_new_folder(tmp_path: Path) -> None:
     runs = served(tmp_path, 4, "log.max_bytes=9000")
     assert len(runs) > 1
     metas, lines = zip(*(read_lines(run) for run in runs), strict=True)

@@ -53,7 +53,7 @@ def test_a_dataset_that_is_asked_for_something_else_stops_training_alone(keys: t
     assert trained_spec_of(config({keys[0]: meta(8), DATASET_KEY: meta(8)})) == read_shape_meta(meta(8))
 
 
-def test_names_and_the_width_that_stands_for_them_agree() -> None:
+def test_names_and_the_width_that_implies_them_agree() -> None:
     named = meta()
     named["action"]["names"] = ["x", "y", "z", "qx", "qy", "qz", "qw", "gripper"]
     assert find_step_spec(config({"policy.shape_meta": named, "task.shape_meta": meta()})) == read_shape_meta(meta())

@@ -72,7 +72,7 @@ def test_bad_shape_meta_is_refused(path: tuple[str, ...], value: object, message
         read_shape_meta(meta)
 
 
-def test_unknown_key_says_what_there_is(step: StepSpec) -> None:
+def test_an_unknown_key_lists_the_known_ones(step: StepSpec) -> None:
     with pytest.raises(SpecError, match=r"no observation key 'wrist'.*robot_eef_pose"):
         step.field("wrist")
 
@@ -121,7 +121,7 @@ def test_policy_observation_refuses(step: StepSpec) -> None:
         ([float("nan")] * 7, [1] * 7, "unknown"),
     ],
 )
-def test_layouts_are_told_apart_by_their_numbers(low: list[float], high: list[float], layout: str) -> None:
+def test_layouts_are_distinguished_by_their_numbers(low: list[float], high: list[float], layout: str) -> None:
     assert spec.layout_from_range(low, high) == layout
 
 
@@ -146,7 +146,7 @@ TOLD: dict[str, tuple[dict[str, list[float]], str]] = {
 
 
 @pytest.mark.parametrize("name", TOLD)
-def test_a_quaternion_is_told_where_the_numbers_show_one(name: str) -> None:
+def test_a_quaternion_is_reported_where_the_numbers_show_one(name: str) -> None:
     statistics, words = TOLD[name]
     sign = spec.sign_of_quaternion(statistics)
     assert words in sign if words else not sign

@@ -63,7 +63,7 @@ def test_relative_actions_are_in_the_frame_of_the_newest_pose() -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_quaternions_go_on_from_the_observed_sign(sign: int) -> None:
+def test_quaternions_continue_from_the_observed_sign(sign: int) -> None:
     transform = StepTransform(spec("one arm", "rotation_6d_rows", relative=False))
     actions, obs = window("one arm")
     measured = {**obs, "robot_eef_pose": obs["robot_eef_pose"] * [1, 1, 1, *[sign] * 4]}
@@ -73,7 +73,7 @@ def test_quaternions_go_on_from_the_observed_sign(sign: int) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, 0.0])
 @pytest.mark.parametrize("relative", [False, True])
-def test_an_answer_without_a_rotation_is_no_number(bad: float, relative: bool) -> None:
+def test_an_answer_without_a_rotation_is_not_a_number(bad: float, relative: bool) -> None:
     transform = StepTransform(spec("one arm", "rotation_6d_rows", relative))
     actions, obs = window("one arm")
     learned = transform.trained(actions, transform.state(obs))

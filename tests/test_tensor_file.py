@@ -111,7 +111,7 @@ def test_two_tensors_with_one_path_are_refused(tmp_path):
         open_tensor_file(path)
 
 
-def test_an_absent_file_and_an_absent_name_are_told(tmp_path):
+def test_an_absent_file_and_an_absent_name_are_reported(tmp_path):
     with pytest.raises(TensorFileError, match="there is no such file"):
         open_tensor_file(tmp_path / "nothing.pt")
     with pytest.raises(TensorFileError, match="no tensor 'head' among the 1 in it"):

@@ -135,7 +135,7 @@ def test_what_hydra_accepts_is_left_alone(arguments):
     check(*arguments)
 
 
-def test_the_command_to_go_on_repeats_the_overrides_of_the_run(tmp_path):
+def test_the_command_to_continue_repeats_the_overrides_of_the_run(tmp_path):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "overrides.yaml").write_text("- task.dataset_path=a b\n- training.resume=False\n")
     (tmp_path / ".hydra" / "hydra.yaml").write_text("hydra: {job: {config_name: mine}}")
@@ -145,7 +145,7 @@ def test_the_command_to_go_on_repeats_the_overrides_of_the_run(tmp_path):
     assert resume_command(tmp_path) == command
 
 
-def test_the_command_to_go_on_starts_as_many_processes(tmp_path, monkeypatch):
+def test_the_command_to_continue_starts_as_many_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     end = f"train.py --config-name=train_cogact_robot training.resume=True hydra.run.dir={tmp_path}"
     assert resume_command(tmp_path) == f"torchrun --nproc-per-node 4 {end}"

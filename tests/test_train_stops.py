@@ -59,7 +59,7 @@ def assert_saved_and_alone(folder, group, output):
 
 
 @pytest.mark.slow
-def test_sigterm_to_all_processes_saves_and_says_how_to_go_on(dataset, tmp_path):
+def test_sigterm_to_all_processes_saves_and_says_how_to_continue(dataset, tmp_path):
     running = subprocess.Popen(
         command(dataset), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
         start_new_session=True,

@@ -102,8 +102,8 @@ def test_the_walk_of_two_cameras(workplace: Path, repository: Path) -> None:
                 server.send_signal(signal.SIGTERM)
                 assert server.wait(60) == 0
             done = run(words, workplace)
-            message = done.stdout + done.stderr
-            assert done.returncode == (1 if name == "report.py" else 0), f"{shlex.join(words)}\n{message}"
+            output = done.stdout + done.stderr
+            assert done.returncode == (1 if name == "report.py" else 0), f"{shlex.join(words)}\n{output}"
     finally:
         if server is not None and server.poll() is None:
             server.kill()

@@ -126,7 +126,7 @@ def test_stripping_starts_the_projections_anew(pose_checkpoint: Path, repository
     }
 
 
-def test_a_fine_tune_starts_from_it_and_goes_on(finetuned: Path) -> None:
+def test_a_fine_tune_starts_from_it_and_continues(finetuned: Path) -> None:
     lines = [json.loads(line) for line in (finetuned / "logs.json.txt").read_text().splitlines()]
     assert (lines[0]["start"], lines[0]["fresh_tensors"], lines[0]["grown_tensors"]) == ("pretrained", 0, 4 + 6)
     assert all(np.isfinite(line["train_loss"]) for line in lines[1:])

@@ -43,7 +43,7 @@ def test_it_ends_as_a_new_interpreter(program: str, kind: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_it_hears_what_the_process_hears_that_stands_for_it(number: signal.Signals) -> None:
+def test_it_receives_the_signals_of_the_process_that_represents_it(number: signal.Signals) -> None:
     program = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     running = subprocess.Popen([warm_process.python(), "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert running.stdout is not None

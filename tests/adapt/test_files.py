@@ -108,7 +108,7 @@ def test_groot_grows_by_its_own_config(shared_data: Path, tmp_path: Path) -> Non
      ('{"a": "x"}', "a is 'x'; expected"),
      ('{"a": [[1], "float3"]}', "expected a shape such as")],
 )  # fmt: skip
-def test_manifests_that_are_none(tmp_path: Path, content: str, message: str) -> None:
+def test_invalid_manifests(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "m.json").write_text(content)
     with pytest.raises(AdaptError, match=message):
         open_target(tmp_path / "m.json")

@@ -111,7 +111,7 @@ def test_the_encoder_is_taken_over_and_training_starts_from_it(
 
 
 @pytest.mark.parametrize("name", ["lightning, classes", "lightning, classes, before 1.6"])
-def test_objects_of_classes_that_are_not_here_are_listed_and_not_read(
+def test_objects_of_missing_classes_are_listed_and_not_read(
     name: str, written: dict[str, Path], goals: dict[tuple[str, ...], Target]
 ) -> None:
     found = inspect_file(written[name])
@@ -129,7 +129,7 @@ def test_objects_of_classes_that_are_not_here_are_listed_and_not_read(
 
 
 @pytest.mark.parametrize("name", ["umi, timm resnet", "lightning, twins"])
-def test_the_layout_of_an_action_is_told_by_the_config(name: str, written: dict[str, Path]) -> None:
+def test_the_layout_of_an_action_is_determined_by_the_config(name: str, written: dict[str, Path]) -> None:
     found = inspect_file(written[name])
     assert found.action["names"] == ["10 numbers"]
     assert found.action["layout"].startswith("position (3), rotation as two rows of its matrix (6), gripper width (1)")
@@ -171,7 +171,7 @@ def test_ranges_that_no_data_gave_say_nothing_of_the_layout(ends: tuple[float, f
     )
 
 
-def test_what_the_policy_cannot_take_over_is_said_with_the_reason(written: dict[str, Path]) -> None:
+def test_what_the_policy_cannot_take_over_is_reported_with_the_reason(written: dict[str, Path]) -> None:
     (vit,) = inspect_file(written["umi, timm vit"]).carried.encoders
     assert (vit.reason, vit.command) == ("the policies here have a ResNet-18", "")
     assert "a vision transformer" in vit.what
@@ -184,7 +184,7 @@ def test_what_the_policy_cannot_take_over_is_said_with_the_reason(written: dict[
     assert UMI in inspect_file(written["resnet34"]).family
 
 
-def test_a_proof_is_not_promised_of_a_policy_that_is_not_here(
+def test_no_proof_is_promised_for_a_policy_that_is_missing(
     written: dict[str, Path], target: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(AdaptError, match="holds no policy that can be run here"):

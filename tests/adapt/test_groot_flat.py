@@ -146,7 +146,7 @@ def test_from_n1_6_to_n1_7_four_tensors_are_padded_and_64_are_new():
         ("groot_n1_7", groot_flat.file_shapes(RELEASED_N1_7)),
     ],
 )
-def test_releases_are_told_apart_by_their_tensors(name: str, shapes: dict[str, tuple[int, ...]]):
+def test_releases_are_distinguished_by_their_tensors(name: str, shapes: dict[str, tuple[int, ...]]):
     found = recognize({f"_groot_model.{tensor}": shape for tensor, shape in shapes.items()})
     assert found is not None
     assert (found.family.name, found.prefix) == (name, "_groot_model.")

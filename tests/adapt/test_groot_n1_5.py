@@ -124,7 +124,7 @@ def test_the_backbone_of_a_config_without_one_is_refused(groot: Path):
         groot_n1_5.shapes(load(groot / "golden_small" / "config.json"), ["backbone"])
 
 
-def test_a_config_that_is_no_json_is_refused(tmp_path: Path):
+def test_a_config_that_is_not_json_is_refused(tmp_path: Path):
     path = tmp_path / "config.json"
     path.write_text("{")
     with pytest.raises(FamilyError, match="cannot be read as a JSON configuration"):

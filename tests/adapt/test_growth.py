@@ -167,7 +167,7 @@ def test_weights_may_come_from_one_copy(pose_checkpoint: Checkpoint, tmp_path: P
     ledger.check()
 
 
-def test_weights_that_are_not_there(source: Checkpoint, tmp_path: Path) -> None:
+def test_missing_weights(source: Checkpoint, tmp_path: Path) -> None:
     target = target_from_config(policy_cfg(), "same")
     rules = parse_rules({"name": "ema", "weights": "ema_model"})
     with pytest.raises(AdaptError, match="has no weights 'ema_model'"):

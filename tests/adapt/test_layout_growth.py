@@ -72,7 +72,7 @@ def test_without_the_rule_no_name_is_shared_and_nothing_is_written(source: Check
 
 
 @pytest.mark.parametrize("names", [(*JOINTS, "gripper"), JOINTS], ids=["joints and gripper", "as many joints"])
-def test_joints_are_no_pose(source: Checkpoint, tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_joints_are_not_a_pose(source: Checkpoint, tmp_path: Path, names: tuple[str, ...]) -> None:
     with pytest.raises(PlanError, match="joint_1" if len(names) == 7 else "head.weight"):
         adapted(source, names, tmp_path, Rules())
     with pytest.raises(AdaptError, match="share no action dimension"):

@@ -93,7 +93,7 @@ def test_configs_that_describe_no_policy_are_refused(change: dict[str, Any], mes
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000])
-def test_a_config_that_is_no_json_is_refused(tmp_path: Path, text: str):
+def test_a_config_that_is_not_json_is_refused(tmp_path: Path, text: str):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(FamilyError, match="cannot be read as a JSON configuration"):
         lerobot_diffusion.read_config(tmp_path)

@@ -118,7 +118,7 @@ def test_a_disk_that_refuses_the_new_file_takes_the_ledger_back(
     assert contents(tmp_path) == {}
 
 
-def test_a_file_that_is_not_what_was_planned_is_not_put_in_place(
+def test_a_file_that_differs_from_the_plan_is_not_put_in_place(
     work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "equal", lambda *_: False)

@@ -148,7 +148,7 @@ def test_one_tensor_cannot_be_decided_in_two_ways() -> None:
         planned({"a": torch.ones(3)}, {"a": fresh, "b": fresh}, {"fresh": "b"})
 
 
-def test_half_precision_sources_are_cast_and_said_so() -> None:
+def test_half_precision_sources_are_cast_and_reported() -> None:
     state, ledger = adapted({"w": torch.ones(2, dtype=torch.float16)}, {"w": torch.zeros(2)})
     assert state["w"].dtype == torch.float32
     assert "float16 -> float32" in next(iter(ledger)).rule

@@ -296,7 +296,9 @@ def test_the_order_of_observations_and_their_kinds_are_compared(cfg: DictConfig)
         check_settings(Checkpoint("old.ckpt", other, {"model": {}}, {}), cfg)  # type: ignore[arg-type]
 
 
-def test_unknown_names_are_refused_and_unknown_settings_said(cfg: DictConfig, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_names_are_refused_and_unknown_settings_reported(
+    cfg: DictConfig, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(AdaptError, match=r"not a setting of the policy; the closest is policy\.n_head"):
         check_settings(Checkpoint("old.ckpt", cfg, {}, {}), cfg, ["policy.n_heads"])  # type: ignore[arg-type]
     other = changed(cfg, {"policy.rotary": True, f"{SCHEDULE}.offset_noise": 0.1})

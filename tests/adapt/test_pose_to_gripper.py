@@ -51,7 +51,7 @@ def test_seven_slots_are_kept_and_the_eighth_starts_silent(grown, pose_checkpoin
     assert all(torch.equal(old[key], new[key]) for key in untouched)
 
 
-def test_progress_is_told_of_every_stage(pose_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_progress_is_reported_for_every_stage(pose_checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Two parts are filled and proven, the file is written and read back; no other step is counted."""
     reported: list[tuple[int, int]] = []
     grow_7d_to_8d(
@@ -182,7 +182,7 @@ def test_refuses_rotation_vector_and_width(tmp_path: Path) -> None:
     assert not (tmp_path / "out.ckpt").exists()
 
 
-def test_refuses_what_is_no_pose(grown, tmp_path: Path) -> None:
+def test_refuses_what_is_not_a_pose(grown, tmp_path: Path) -> None:
     with pytest.raises(AdaptError, match="8 numbers already"):
         grow_7d_to_8d(grown[0].path, tmp_path / "out.ckpt")
     named = policy_cfg(action=ROTVEC_WIDTH)

@@ -35,7 +35,7 @@ def test_own_rules_are_found_by_name() -> None:
     assert read_rules("pose_to_gripper").name == "pose_to_gripper"
 
 
-def test_a_prefix_is_no_regular_expression() -> None:
+def test_a_prefix_is_not_a_regular_expression() -> None:
     (rule,) = parse_rules({"rules": [{"rename": {"prefix": "a.b.", "to": r"\1"}}]}).rules
     assert rule.renamed("a.b.c") == r"\1c"
     assert rule.renamed("axb.c") == "axb.c"

@@ -44,7 +44,7 @@ def test_tiny_weights_equal_the_formulas_from_their_kwargs(shared_data: Path, ti
     assert vpt.shapes(config_of(kwargs, aux=True)) == tiny
 
 
-def test_all_shape_bearing_settings_are_read_off_the_tensors(tiny: dict[str, Shape]):
+def test_all_settings_that_determine_shapes_are_read_off_the_tensors(tiny: dict[str, Shape]):
     assert vpt.settings_from(tiny) == {
         "hidsize": 64, "impala_width": 1, "n_recurrence_layers": 2, "attention_heads": 4, "window": 8,
         "pointwise_ratio": 4, "camera choices": 121, "buttons choices": 8641, "aux_value_head": True,

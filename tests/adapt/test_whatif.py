@@ -129,7 +129,7 @@ def test_each_value_is_judged_in_the_company_of_the_others():
     assert alone.verdict is Impact.CANNOT_RUN
 
 
-def test_changes_of_backbone_and_head_are_told_apart():
+def test_changes_of_backbone_and_head_are_distinguished():
     report = what_if("groot_n1_5", ["backbone_cfg.select_layer=16", "action_dim=48"])
     assert [one.verdict for one in report.verdicts] == [Impact.PARTLY, Impact.BREAKING]
     assert report.counts["tensors"] == {
@@ -238,7 +238,7 @@ MODELS = [name for name in project_configs() if "\npolicy:" in (CONFIG / f"{name
 
 
 @pytest.mark.parametrize("model", sorted(set(project_configs()) - set(MODELS) - {"serve"}))
-def test_a_config_without_a_policy_of_its_own_is_refused_by_name(model: str):
+def test_a_config_without_its_own_policy_is_refused_by_name(model: str):
     with pytest.raises(FamilyError, match="has no `policy` section, so there is no model to change"):
         what_if(model, ["a=1"])
 

@@ -55,7 +55,7 @@ def test_cells_are_compared_scene_by_scene() -> None:
     assert against["jerk_difference"] == pytest.approx(2.0)
 
 
-def test_an_interrupted_study_goes_on_and_another_s_file_is_refused(tmp_path: Path) -> None:
+def test_an_interrupted_study_continues_and_another_s_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "episodes.jsonl"
     assert chunk_strategies.known(path, {"checkpoint": "a"}) == []
     with path.open("a") as file:
@@ -81,7 +81,7 @@ def test_vpt_written_out_answers_as_the_policy() -> None:
     assert rows["plain"]["cpu_against_plain"] == 1
 
 
-def test_the_study_of_vpt_trains_and_plays_every_arm_and_seed_alike(tmp_path: Path) -> None:
+def test_the_study_of_vpt_trains_and_plays_every_arm_and_seed_in_the_same_way(tmp_path: Path) -> None:
     steps = vpt_study.steps_of(tmp_path, vpt_study.ARMS, 2, quick=False)
     played = [step.words for step in steps if step.script == "evaluate_closed_loop"]
     assert len(played) == 1 + 2 * (len(vpt_study.ARMS) - 1)

@@ -50,7 +50,7 @@ def test_arms_differ_in_what_they_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "report"),
+    ("changes", "message"),
     [
         ({"updates": 290}, "multiple of look_every"),
         ({"judged_at": [40, 120]}, "including the last one"),
@@ -66,8 +66,8 @@ def test_arms_differ_in_what_they_say(tmp_path: Path) -> None:
         ({"arms": {"a": {"start": "grow", "rate": 1}}, "tampered_from": []}, "arm 'a' has rate"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], report: str, tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=report.replace("(", "\\(")):
+def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=message.replace("(", "\\(")):
         read_plan(plan_with(tmp_path, **changes))
 
 
@@ -94,7 +94,7 @@ class Counting(Runner):
         write_json(result, {"update": update})
 
 
-def test_an_interrupted_study_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_study_continues_where_it_was(tmp_path: Path) -> None:
     plan = read_plan(plan_with(tmp_path, tampered_from=[], judged_at=[40, 120, 200, 280]))
     cell = plan.cells()[0]
     first = Counting(plan, tmp_path / "study")

@@ -94,7 +94,7 @@ def test_claims(changes: dict[str, Any], verdicts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("update", "not_yet", "expected"), [(100, 0, True), (200, 100, False), (200, 50, None), (None, 50, False)]
 )
-def test_between_two_measurements_a_third_cannot_be_told(
+def test_a_third_cannot_be_distinguished_between_two_measurements(
     update: int | None, not_yet: int, expected: bool | None
 ) -> None:
     row = {"updates": {"loss": update}, "not_yet": {"loss": not_yet}, "of_updates": 300}

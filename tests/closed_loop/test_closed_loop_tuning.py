@@ -62,7 +62,7 @@ def test_both_budgets_count() -> None:
     assert tuned([(far, "xxxx"), (SLOW, "xxxx")]).proposed == SLOW.candidate
 
 
-def test_too_few_scenes_are_said() -> None:
+def test_too_few_scenes_are_reported() -> None:
     few = tuned([(FAST, "xxx."), (SLOW, "xxxx")], 0.3)
     assert few.proposed == FAST.candidate
     assert "do not rule out a loss of 75 points, more than the 30 allowed" in few.table().caption

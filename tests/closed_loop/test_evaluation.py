@@ -116,7 +116,7 @@ def interrupted(checkpoint: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_an_interruption_keeps_scenes_and_goes_on_to_the_same_result(
+def test_an_interruption_keeps_scenes_and_continues_to_the_same_result(
     interrupted: Path, checkpoint: Path, in_process: ClosedLoop
 ) -> None:
     earlier, done = read_document(interrupted)
@@ -127,7 +127,7 @@ def test_an_interruption_keeps_scenes_and_goes_on_to_the_same_result(
     assert found.to_json() == in_process.to_json()
 
 
-def test_only_what_was_made_alike_goes_together(interrupted: Path, checkpoint: Path) -> None:
+def test_only_comparable_results_are_combined(interrupted: Path, checkpoint: Path) -> None:
     earlier, done = read_document(interrupted)
     for change, what in (
         ({"seed": 5}, "seed"),
@@ -143,7 +143,7 @@ def test_only_what_was_made_alike_goes_together(interrupted: Path, checkpoint: P
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "closed_loop", "version": 99, "scenes": []}'])
-def test_what_is_no_result_is_named(content: str, tmp_path: Path) -> None:
+def test_what_is_not_a_result_is_named(content: str, tmp_path: Path) -> None:
     path = tmp_path / "odd.json"
     path.write_text(content)
     with pytest.raises(ResultError, match=r"odd\.json"):

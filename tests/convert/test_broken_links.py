@@ -112,7 +112,7 @@ def test_the_folder_of_recordings(tmp_path: Path) -> None:
         convert(ConversionSettings(tmp_path / "in", tmp_path / "out.zarr", (32, 18), workers=1))
 
 
-def test_when_all_are_left_out_the_reason_is_said(tmp_path: Path) -> None:
+def test_when_all_are_left_out_the_reason_is_reported(tmp_path: Path) -> None:
     write_trajectory(tmp_path / "in", 1, n_steps=STEPS, size=SIZE)
     to_nowhere("data.pkl")(tmp_path / "in" / "episode_0001")
     settings = ConversionSettings(tmp_path / "in", tmp_path / "out.zarr", (32, 18), workers=1, on_error="skip")

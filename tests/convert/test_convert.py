@@ -249,7 +249,7 @@ def test_each_camera_becomes_an_array(tmp_path: Path) -> None:
     np.testing.assert_array_equal(buffer["wrist"][4], expected)
 
 
-def test_a_camera_may_not_bear_the_name_of_an_array(tmp_path: Path) -> None:
+def test_a_camera_may_not_have_the_name_of_an_array(tmp_path: Path) -> None:
     write_trajectory(tmp_path / "in", n_steps=2, size=SIZE, cameras=("action",))
     with pytest.raises(ConversionError, match="camera 'action' has the name of another array"):
         run(tmp_path / "in", tmp_path / "out.zarr")

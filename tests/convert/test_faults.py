@@ -47,7 +47,7 @@ def test_the_source_is_only_read_whatever_happens(tmp_path: Path) -> None:
     assert content(source) == before
 
 
-def test_a_target_that_is_no_folder(tmp_path: Path) -> None:
+def test_a_target_that_is_not_a_folder(tmp_path: Path) -> None:
     source = recorded(tmp_path / "in")
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConversionError, match=r"file/out.zarr cannot be made: Not a directory"):

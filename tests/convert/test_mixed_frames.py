@@ -135,7 +135,7 @@ def test_a_dataset_from_before_there_was_a_choice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [turned(3), turned(6), sized(48, 36)])
-def test_all_alike_are_no_mixture(tmp_path: Path, change: Change) -> None:
+def test_equal_ones_are_not_a_mixture(tmp_path: Path, change: Change) -> None:
     source = tmp_path / "in"
     for number in (0, 1, 2):
         write_trajectory(source, number, n_steps=STEPS, size=SIZE)

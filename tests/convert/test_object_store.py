@@ -280,7 +280,7 @@ def test_two_conversions_here_do_not_share_a_url(home: str, source: Path) -> Non
             run(source, f"{home}/out.zarr")
 
 
-def test_a_bucket_that_is_not_there(home: str, source: Path) -> None:
+def test_a_missing_bucket(home: str, source: Path) -> None:
     with pytest.raises(TrajectoryError, match="s3://nobodys/in is not a directory"):
         run("s3://nobodys/in", f"{home}/out.zarr")
     decoded: list[int] = []
@@ -333,7 +333,7 @@ def test_wrong_credentials(home: str, source: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("expires_at", ["/frame_", pytest.param("/data.pkl", marks=pytest.mark.exhaustive)])
-def test_a_store_that_fails_is_no_bad_episode(
+def test_a_failing_store_is_not_a_bad_episode(
     home: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expires_at: str
 ) -> None:
     """`--on-error skip` leaves out what is damaged, not what is temporarily unreachable."""

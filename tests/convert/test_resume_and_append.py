@@ -207,7 +207,7 @@ def test_appending_refuses_what_does_not_match(tmp_path: Path, source: Path) -> 
         run(source, tmp_path / "out.zarr", append=True)
 
 
-def test_work_of_other_settings_is_none_to_go_on_with(tmp_path: Path, source: Path) -> None:
+def test_work_with_other_settings_is_not_continued(tmp_path: Path, source: Path) -> None:
     settings = ConversionSettings(source, tmp_path / "out.zarr", resolution=(32, 18), workers=1)
     assert finished_episodes(settings) is None
     with pytest.raises(ConversionError):

@@ -150,7 +150,7 @@ def test_an_episode_is_split_at_its_gaps(tmp_path: Path, limit: float, kept: lis
     assert ReplayBuffer.open(tmp_path / "out.zarr").episode_ends.tolist() == ends
 
 
-def test_a_command_from_beyond_a_gap_is_no_command(tmp_path: Path) -> None:
+def test_a_command_from_beyond_a_gap_does_not_count(tmp_path: Path) -> None:
     run(with_gaps(tmp_path / "in"), tmp_path / "out.zarr", split_at_gap=0.3, gripper_lead=1)
     ledger = json.loads((tmp_path / "out.zarr.conversion.json").read_text())
     assert ledger["episodes"][0]["kept"] == [[0, 2], [3, 5], [6, 7]]
@@ -170,6 +170,6 @@ def test_the_advice_is_a_command_that_splits_at_every_gap(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("limit", [0, -1, math.nan, math.inf])
-def test_a_limit_that_is_none(tmp_path: Path, limit: float) -> None:
+def test_an_invalid_limit(tmp_path: Path, limit: float) -> None:
     with pytest.raises(ConversionError, match="expected more than 0 seconds"):
         ConversionSettings(tmp_path / "in", tmp_path / "out.zarr", split_at_gap=limit)

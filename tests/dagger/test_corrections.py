@@ -53,7 +53,7 @@ def collected(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     return folder, collect(checkpoint, small(), folder)
 
 
-def test_every_takeover_is_told_and_recorded(collected: tuple[Path, Collected]) -> None:
+def test_every_takeover_is_reported_and_recorded(collected: tuple[Path, Collected]) -> None:
     folder, found = collected
     assert found.is_complete
     assert found.success.count == 0, "random weights"
@@ -99,7 +99,7 @@ def test_equal_settings_give_equal_corrections(
 
 
 @pytest.mark.parametrize("recorded", [0, 2])
-def test_killed_after_any_takeover_it_goes_on_to_the_same(
+def test_killed_after_any_takeover_it_continues_to_the_same(
     recorded: int,
     collected: tuple[Path, Collected],
     checkpoint: Path,
@@ -182,7 +182,7 @@ def test_a_folder_of_something_else_is_left_alone(checkpoint: Path, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_other_settings_do_not_go_on(collected: tuple[Path, Collected], checkpoint: Path, tmp_path: Path) -> None:
+def test_other_settings_do_not_continue(collected: tuple[Path, Collected], checkpoint: Path, tmp_path: Path) -> None:
     document = collected[1].to_json()
     (tmp_path / "corrections.json").write_text(json.dumps({**document, "scenes": [], "corrections": []}))
     with pytest.raises(WorkspaceError, match="was made with another per_scene: 2; here it is 1"):
@@ -192,7 +192,7 @@ def test_other_settings_do_not_go_on(collected: tuple[Path, Collected], checkpoi
 @pytest.mark.parametrize(
     ("text", "message"), [("{", "cannot be read as JSON"), ('{"format": "closed_loop"}', "holds no corrections")]
 )
-def test_what_is_no_document_is_named(text: str, message: str, tmp_path: Path) -> None:
+def test_what_is_not_a_document_is_named(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "corrections.json").write_text(text)
     with pytest.raises(CorrectionError, match=message):
         read_collected(tmp_path)

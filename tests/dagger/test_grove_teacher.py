@@ -87,7 +87,7 @@ def test_every_scene_is_a_recording(collected: tuple[Path, Collected]) -> None:
     assert found.about["labels"] == "every step"
 
 
-def test_interrupted_it_goes_on_to_the_same(
+def test_interrupted_it_continues_to_the_same(
     collected: tuple[Path, Collected], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     correct = GroveTeacher.correct
@@ -111,7 +111,7 @@ def test_interrupted_it_goes_on_to_the_same(
         assert (tmp_path / lines).read_text() == (collected[0] / lines).read_text()
 
 
-def test_another_expert_does_not_go_on(collected: tuple[Path, Collected], weights: Path, tmp_path: Path) -> None:
+def test_another_expert_does_not_continue(collected: tuple[Path, Collected], weights: Path, tmp_path: Path) -> None:
     document = collected[1].to_json()
     (tmp_path / "corrections.json").write_text(json.dumps({**document, "scenes": [], "corrections": []}))
     with pytest.raises(CorrectionError, match=r"was made with another variation: 0\.3; here it is 1\.0"):

@@ -80,7 +80,7 @@ def test_marks_as_recorders_write_them(dtype: type, column: bool, source: Path, 
         ([range(3, 6)], "1 parts are shorter than 4 steps"),
     ],
 )
-def test_marks_that_are_none(marks: object, message: str, source: Path, tmp_path: Path) -> None:
+def test_invalid_marks(marks: object, message: str, source: Path, tmp_path: Path) -> None:
     recording(source, marks)
     with pytest.raises(CorrectionError, match=message):
         cut_marked(source, tmp_path / "out")

@@ -40,7 +40,7 @@ def test_closing_on_nothing_is_seen_before_and_after() -> None:
     assert found == [Takeover(16, CLOSING_NEXT_TO_BLOCK), Takeover(28, SHUT_ON_NOTHING)]
 
 
-def test_a_closing_that_holds_is_none() -> None:
+def test_a_closing_that_lasts_is_not_chatter() -> None:
     assert takeovers(trace(shut=range(20, LENGTH), held=range(24, LENGTH)), succeeded=True, at_most=2) == []
 
 
@@ -49,7 +49,7 @@ def test_a_block_that_is_lost() -> None:
     assert found == [Takeover(35, LOST)]
 
 
-def test_contact_that_flickers_is_no_loss() -> None:
+def test_flickering_contact_is_not_a_loss() -> None:
     flickers = trace(shut=range(20, LENGTH), held=range(24, LENGTH))
     flickers.states[30] = replace(flickers.states[30], holds=False)
     assert takeovers(flickers, succeeded=True, at_most=2) == []
@@ -69,7 +69,7 @@ def test_hesitation_counts_also_where_the_task_was_done() -> None:
     assert takeovers(trace(still=range(10, 40)), succeeded=True, at_most=2) == [Takeover(24, STOOD_STILL)]
 
 
-def test_the_expert_s_own_pauses_are_no_hesitation() -> None:
+def test_the_experts_own_pauses_are_not_hesitation() -> None:
     assert takeovers(trace(still=range(10, 24)), succeeded=True, at_most=2) == []
 
 

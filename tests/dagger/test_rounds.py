@@ -204,7 +204,7 @@ def test_each_round_starts_from_the_one_before_and_both_arms_are_alike(
 
 @pytest.mark.parametrize("afterwards", [False, True], ids=["under way", "ended, and not noted"])
 @pytest.mark.parametrize("stop_at", [2, 5, *(pytest.param(at, marks=pytest.mark.exhaustive) for at in (0, 3))])
-def test_killed_at_any_command_it_goes_on(
+def test_killed_at_any_command_it_continues(
     stop_at: int, afterwards: bool, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands = Commands()
@@ -402,7 +402,7 @@ def test_plans_that_make_no_sense(change: dict[str, object], message: str) -> No
         RoundPlan("a.ckpt", "a.zarr", **change)
 
 
-def test_a_loop_of_before_there_was_a_grove_goes_on(dataset: Path, tmp_path: Path) -> None:
+def test_a_loop_from_before_the_grove_continues(dataset: Path, tmp_path: Path) -> None:
     work = Work(tmp_path, RoundPlan("a.ckpt", str(dataset)))
     work.begin(resume=False)
     plan = json.loads((tmp_path / "plan.json").read_text())

@@ -178,7 +178,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_archive_of_a_dataset(tmp_path: Path, name: str) -> None:
+def test_what_is_not_an_archive_of_a_dataset(tmp_path: Path, name: str) -> None:
     archive = pack(write(tmp_path / "set.zarr", "format 2"), tmp_path / "set.zarr.zip")
     change, message = REFUSED[name]
     change(archive)

@@ -173,7 +173,7 @@ def _unlabeled(path: Path, action: np.ndarray) -> Path:
     return path
 
 
-def test_unlabeled_files_are_told_apart_by_their_numbers(tmp_path: Path, zarr_path: Path) -> None:
+def test_unlabeled_files_are_distinguished_by_their_numbers(tmp_path: Path, zarr_path: Path) -> None:
     quaternions = ReplayBuffer.open(zarr_path)["action"][:20, :7]
     assert make(_unlabeled(tmp_path / "q.zarr", quaternions), shape_meta=shape_meta(7)).semantics is None
     vectors = np.tile(np.asarray([0.4, 0.0, 0.5, 3.1, 0.1, 0.0, 0.05], dtype=np.float32), (20, 1))

@@ -185,7 +185,7 @@ def test_so_do_those_of_format_3(tmp_path: Path, options: Any, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("codec", [zarr.codecs.ZstdCodec(), zarr.codecs.BloscCodec(cname="lz4")], ids=["zstd", "blosc"])
-def test_a_bomb_in_format_3_is_told_by_its_header(tmp_path: Path, codec: Any) -> None:
+def test_a_bomb_in_format_3_is_recognized_by_its_header(tmp_path: Path, codec: Any) -> None:
     root = format_3(tmp_path / "set.zarr", codec)
     ReplayBuffer.open(root)
     packer = numcodecs.Zstd(1) if isinstance(codec, zarr.codecs.ZstdCodec) else numcodecs.Blosc()
@@ -263,7 +263,7 @@ def test_a_hostile_archive_is_refused(tmp_path: Path, name: str) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "set.zarr.zip"]
 
 
-def test_a_whole_archive_is_none(tmp_path: Path) -> None:
+def test_a_whole_archive_is_not_damaged(tmp_path: Path) -> None:
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         archive = pack(write(tmp_path / str(method) / "set.zarr", "format 2"), tmp_path / "set.zarr.zip", method)
         assert Archive(archive).root() == ""

@@ -41,7 +41,7 @@ def test_units_are_a_list_or_a_mapping(units: object) -> None:
         ({"gripper": "m"}, "gripper is in 'm'; it is in '1' here"),
     ],
 )
-def test_units_that_are_none_are_refused(units: object, message: str) -> None:
+def test_invalid_units_are_refused(units: object, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         read_shape_meta(layout_factory.shape_meta("joints", units=units))
 
@@ -75,7 +75,7 @@ def test_each_gripper_of_two_arms_has_its_scale(tmp_path: Path) -> None:
     assert dataset.gripper_scale == ("percent",)
 
 
-def test_a_pose_that_is_none_is_named_with_its_arm(tmp_path: Path) -> None:
+def test_an_invalid_pose_is_named_with_its_arm(tmp_path: Path) -> None:
     numbers = layout_factory.episode("two arms", 20, 0)["action"]
     numbers[:, NAMES["two arms"].index("right.y")] *= 1000
     (fault,) = pose_faults(numbers, NAMES["two arms"], "data/action")
@@ -85,5 +85,5 @@ def test_a_pose_that_is_none_is_named_with_its_arm(tmp_path: Path) -> None:
         CogActImageDataset(layout_factory.shape_meta("two arms"), path)
 
 
-def test_two_numbers_on_a_table_are_no_pose() -> None:
+def test_two_numbers_on_a_table_are_not_a_pose() -> None:
     assert pose_faults(np.full((3, 2), 400.0), ("x", "y"), "data/goal") == ()

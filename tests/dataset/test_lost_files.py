@@ -156,7 +156,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("array", ARRAYS)
-def test_no_reader_goes_on(tmp_path: Path, reader: str, array: str) -> None:
+def test_no_reader_continues(tmp_path: Path, reader: str, array: str) -> None:
     path = write(tmp_path / "set.zarr", "format 2")
     READERS[reader](path)
     file = a_file_of(path, array)
@@ -166,7 +166,7 @@ def test_no_reader_goes_on(tmp_path: Path, reader: str, array: str) -> None:
 
 
 @pytest.mark.parametrize("array", ["image", "wrist"])
-def test_the_checks_list_lost_frames_and_go_on(tmp_path: Path, array: str) -> None:
+def test_the_checks_list_lost_frames_and_continue(tmp_path: Path, array: str) -> None:
     path = write(tmp_path / "set.zarr", "format 2")
     for row in (3, 11):
         (path / "data" / array / f"{row}.0.0.0").unlink()

@@ -64,7 +64,7 @@ def test_create_refuses_what_is_there(tmp_path: Path) -> None:
         ReplayBuffer.create(tmp_path / "b.zarr", LAYOUT, zarr_format=4)
 
 
-def test_open_refuses_what_is_no_dataset(tmp_path: Path) -> None:
+def test_open_refuses_what_is_not_a_dataset(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no zarr dataset there"):
         ReplayBuffer.open(tmp_path / "nowhere.zarr")
     (tmp_path / "empty").mkdir()

@@ -161,8 +161,8 @@ def test_known_losses_are_not_read_as_zeros(sets: Callable[[str], Path], tmp_pat
     path = shutil.copytree(sets("jpeg, shards"), tmp_path / "a.zarr")
     file_of_row(path, "front", 4).unlink()
     buffer = ReplayBuffer.open(path, check_files=False)
-    message = [str(fault) for fault in verify_content(buffer, buffer.file_faults()).faults]
-    assert message == [
+    messages = [str(fault) for fault in verify_content(buffer, buffer.file_faults()).faults]
+    assert messages == [
         "data/front of episode_0000 has frames that cannot be read: row 4",
         "data/front of episode_0001 has frames that cannot be read: row 5, and 2 others",
     ]
@@ -171,8 +171,8 @@ def test_known_losses_are_not_read_as_zeros(sets: Callable[[str], Path], tmp_pat
 def test_where_episodes_end_is_compared(sets: Callable[[str], Path], tmp_path: Path) -> None:
     path = shutil.copytree(sets("none, format 2"), tmp_path / "a.zarr")
     ReplayBuffer.open(path, mode="r+").set_episode_ends(np.asarray([4, 10, 15]))
-    message = [str(fault) for fault in verify(path).faults]
-    assert message == ["meta/episode_ends of episode_0000 is 4, 5 was written"]
+    messages = [str(fault) for fault in verify(path).faults]
+    assert messages == ["meta/episode_ends of episode_0000 is 4, 5 was written"]
     ReplayBuffer.open(path, mode="r+").set_episode_ends(np.asarray([5, 15]))
     assert "meta/episode_ends has 2 episodes, 3 were written" in [str(fault) for fault in verify(path).faults]
 
@@ -254,14 +254,14 @@ def test_without_hashes_nothing_is_verified(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("entry", [None, {}, {"sha256": 3}, {"sha256": "0" * 64, "steps": [4]}, "x"])
-def test_a_record_that_is_none_verifies_nothing(sets: Callable[[str], Path], tmp_path: Path, entry: Any) -> None:
+def test_an_invalid_record_verifies_nothing(sets: Callable[[str], Path], tmp_path: Path, entry: Any) -> None:
     path = shutil.copytree(sets("none, format 2"), tmp_path / "a.zarr")
     edit_episodes(path, lambda episodes: episodes.__setitem__(1, entry))
     assert json.loads((path / ".zattrs").read_text())["episodes"][1] == entry
     assert verify(path).compared == 0
 
 
-def test_another_decoder_is_told_from_rot(
+def test_another_decoder_is_distinguished_from_rot(
     sets: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only if all frames differ and other code unpacks them; not if some frames or numbers do."""

@@ -49,7 +49,7 @@ def test_planted_trouble_is_found(code: str, severity: str, changes: dict[str, A
     assert set(troubled(found)) <= {code}
 
 
-def test_trained_without_an_average_is_no_trouble() -> None:
+def test_training_without_an_average_is_no_problem() -> None:
     found = checkpoint_findings(replace(CHECKPOINT, has_average=False, expects_average=False))
     assert only(found, "ema-weights").severity == "ok"
 

@@ -90,7 +90,7 @@ PLANTED: list[tuple[str, str, dict[str, Any], str]] = [
 ]
 
 
-def test_a_dataset_that_is_what_was_written_is_said_to_be() -> None:
+def test_a_dataset_equal_to_what_was_written_is_confirmed() -> None:
     found = only(dataset_findings(replace(DATASET, **compared())), "content")
     assert (found.severity, found.evidence.startswith("all frames and numbers of 40 episodes are what")) == ("ok", True)
     assert "content" not in {one.code for one in dataset_findings(DATASET)}, "recordings are not converted yet"
@@ -112,7 +112,7 @@ def test_planted_trouble_is_found(code: str, severity: str, changes: dict[str, A
     assert set(troubled(found)) <= {code}
 
 
-def test_without_a_gripper_nothing_is_said_of_it() -> None:
+def test_without_a_gripper_nothing_is_reported_about_it() -> None:
     codes = {finding.code for finding in dataset_findings(replace(DATASET, gripper=None))}
     assert not codes & {"polarity", "closings", "copycat-labels", "dead-band"}
 

@@ -26,7 +26,7 @@ def test_an_error_comes_before_what_explains_a_symptom() -> None:
     assert diagnose([WARM_UP, FLAT, BROKEN]).cause is BROKEN
 
 
-def test_an_unexplained_symptom_stands_for_itself_and_before_a_warning() -> None:
+def test_an_unexplained_symptom_is_its_own_cause_and_precedes_a_warning() -> None:
     assert diagnose([FEW, FLAT]).cause is FLAT
 
 

@@ -68,7 +68,7 @@ def test_before_training_a_declared_scale_is_used(tmp_path: Path) -> None:
     assert last.endswith("--gripper-scale percent")
 
 
-def test_what_training_refuses_is_said_by_its_refusal_alone(tmp_path: Path) -> None:
+def test_what_training_refuses_is_reported_only_by_its_refusal(tmp_path: Path) -> None:
     path = rewrite_gripper(tiny_run.write_dataset(tmp_path / "set.zarr"), "percent")
     assert gravest_before_training(tiny_run.settings(path)) == []
 

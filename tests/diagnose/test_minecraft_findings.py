@@ -52,7 +52,7 @@ def test_what_was_played_well_gives_no_trouble_and_no_word_of_a_robot() -> None:
         ({"lengths": (80,) * 3}, "warning", "size"),
     ],
 )
-def test_what_is_wrong_is_said(change: dict[str, object], severity: str, code: str) -> None:
+def test_what_is_wrong_is_reported(change: dict[str, object], severity: str, code: str) -> None:
     assert codes(severity, replace(PLAYED, **change)) == [code]
 
 

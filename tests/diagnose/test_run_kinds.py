@@ -47,7 +47,7 @@ def test_successes_are_compared_by_their_intervals(
     assert message in found[0].evidence
 
 
-def test_a_window_that_is_not_full_is_no_beginning() -> None:
+def test_an_incomplete_window_is_not_a_beginning() -> None:
     """Successes end early, so the first five episodes that end are all of them successes."""
     (first, _) = findings_of_run(run(line(1, 5, 5), line(2, 20, 40), line(3, 50, 100)))
     assert first.severity == "note"

@@ -159,7 +159,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
     assert len(open_run(path).metrics) == 21
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="not a run;"):
         open_run(tmp_path)
     broken = write_run(tmp_path / "broken")

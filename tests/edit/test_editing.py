@@ -147,7 +147,7 @@ def test_a_hash_names_an_episode(one: Path, tmp_path: Path):
         (["@absent.json"], "not a file of marks"),
     ],
 )
-def test_episodes_that_are_not_there_are_refused(one: Path, words: list[str], message: str):
+def test_missing_episodes_are_refused(one: Path, words: list[str], message: str):
     with pytest.raises(EditError, match=message):
         delete(plan_of([ReplayBuffer.open(one)]), words)
 
@@ -167,7 +167,7 @@ def test_numbers_that_mean_nothing_are_refused(one: Path, operation: Callable[[E
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"delete": 3}', '{"keep": ["1"]}'])
-def test_marks_that_are_none_are_refused(one: Path, tmp_path: Path, text: str):
+def test_invalid_marks_are_refused(one: Path, tmp_path: Path, text: str):
     (tmp_path / "marks.json").write_text(text)
     with pytest.raises(EditError, match="not a file of marks"):
         delete(plan_of([ReplayBuffer.open(one)]), [f"@{tmp_path / 'marks.json'}"])
@@ -198,17 +198,17 @@ def test_the_command_line_says_what_it_did(one: Path, tmp_path: Path, capsys: py
     assert main([str(one), "--delete", "1", "--trim-idle", "0.5", "--dry-run", "--output", str(out)]) == 0
     assert not out.exists()
     assert main([str(one), "--delete", "1", "--output", str(out)]) == 0
-    record = capsys.readouterr().out
-    (following,) = [line for line in record.splitlines() if line.startswith("look at it: ")]
+    output = capsys.readouterr().out
+    (following,) = [line for line in output.splitlines() if line.startswith("look at it: ")]
     assert following.endswith(f"verify_converted_data.py --zarr-path {tmp_path / 'out.zarr'}"), (
         "on one line, to be pasted"
     )
-    assert "1 episodes of 2, 8 of 20 steps are kept" in record
-    assert "nothing was written (--dry-run)" in record
+    assert "1 episodes of 2, 8 of 20 steps are kept" in output
+    assert "nothing was written (--dry-run)" in output
     assert main([str(one), "--delete", "1", "--output", str(out)]) == 2
 
 
-def test_what_recordings_said_stays_with_their_steps(one: Path, tmp_path: Path):
+def test_records_of_recordings_stay_with_their_steps(one: Path, tmp_path: Path):
     record = {"tasks": ["lift"], "success": False, "interventions": [[0, 2], [3, 6]]}
     dataset_factory.tell(one, record, {"interventions": [["a", 2]], "success": "no"})
     still = [[(0, 5)], []]

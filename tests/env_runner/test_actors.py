@@ -89,7 +89,7 @@ def test_quaternions_are_on_the_side_of_training(turn: float) -> None:
     assert (policy.shown[0]["robot_eef_pose"][0, :, 3] > 0.9).all()
 
 
-def test_a_chunk_with_nan_is_no_answer() -> None:
+def test_a_chunk_with_nan_is_not_an_answer() -> None:
     class Broken(Watching):
         def predict_action(self, *arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
             action = super().predict_action(*arguments, **options)["action"].clone()

@@ -106,7 +106,7 @@ def test_a_scene_that_starts_again_remembers_nothing() -> None:
     assert actor.answer([]) == []
 
 
-def test_what_is_not_finite_is_no_answer_and_nothing_is_pressed() -> None:
+def test_what_is_not_finite_is_not_an_answer_and_nothing_is_pressed() -> None:
     policy = tiny_policy()
     policy.net.final_ln.weight.data[:] = torch.nan
     actor = MemoryActor(policy, grove())

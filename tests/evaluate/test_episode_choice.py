@@ -171,7 +171,7 @@ def test_the_episodes_of_a_training_are_recognized(trained: Trained, tmp_path: P
     assert "may have been" not in choice.note
 
 
-def test_where_it_cannot_be_told_nothing_is_called_held_out(trained: Trained, tmp_path: Path) -> None:
+def test_where_it_is_unknown_nothing_is_called_held_out(trained: Trained, tmp_path: Path) -> None:
     checkpoint = read_checkpoint(trained.checkpoint)
     moved = bare(trained.folder / "set.zarr", tmp_path / "moved.zarr", shift=0.1)
     choice = choose_episodes(JoinedDatasets(moved), checkpoint)

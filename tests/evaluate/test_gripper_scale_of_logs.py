@@ -153,7 +153,7 @@ def holed(values: list[float], *gaps: tuple[int, int], first: int = 0, every: in
 
 @pytest.mark.parametrize("every", [1, 6])
 @pytest.mark.parametrize("first", [0, 1, 100])
-def test_a_hole_is_told_and_counted(tmp_path: Path, first: int, every: int) -> None:
+def test_a_hole_is_reported_and_counted(tmp_path: Path, first: int, every: int) -> None:
     path = tmp_path / "log.json"
     path.write_text(json.dumps(holed(GRASP, (22, 30), (40, 40), first=first, every=every)))
     found = judged(path)
@@ -171,7 +171,7 @@ def test_an_event_in_a_hole_lies_between_its_ends(tmp_path: Path) -> None:
     assert judged(path).reason.startswith("closes between steps 14 and 25, opens at step 35")
 
 
-def test_reversals_on_either_side_of_a_hole_are_no_chatter(tmp_path: Path) -> None:
+def test_reversals_on_either_side_of_a_hole_are_not_chatter(tmp_path: Path) -> None:
     values = ([1.0] * 5 + [0.0] * 5) * 12
     gaps = [(10 * k + 1, 10 * k + 3) for k in range(12)] + [(10 * k + 6, 10 * k + 8) for k in range(12)]
     path = tmp_path / "log.json"
@@ -180,7 +180,7 @@ def test_reversals_on_either_side_of_a_hole_are_no_chatter(tmp_path: Path) -> No
     assert (found.verdict, found.bounces) == ("opens and closes", 0)
 
 
-def test_numbers_that_go_back_are_told(tmp_path: Path) -> None:
+def test_numbers_that_go_back_are_reported(tmp_path: Path) -> None:
     content = document(GRASP)
     for i, step in enumerate(content["steps"]):
         step["step"] = i % 20

@@ -72,13 +72,13 @@ def test_a_perfect_policy_beats_every_baseline(report: OpenLoopReport) -> None:
 
 
 def test_the_table_says_where_and_how_sure(report: OpenLoopReport) -> None:
-    message = " ".join(printed(open_loop_table(predicting(report, 0.010))).split())
-    assert "episodes 0, 1, 2, 3; ddim, 2 steps, 2 noise samples at each step" in message
-    assert all(phase in message for phase in ("approach", "grasp", "move", "release"))
-    assert "position by step of the chunk: 11.5, 11.5, 11.5, 11.5 mm" in message
-    assert "spread of the samples: 0 mm at the first action, 0 at the last; gripper 0 and 0" in message
-    assert "gripper: 16 of 16 recorded events found in 2 samples (95 % interval 68%-100%): 0 early, 0 late" in message
-    assert "of a copy of the measured gripper: better (-0.583 to -0.583)" in message
+    output = " ".join(printed(open_loop_table(predicting(report, 0.010))).split())
+    assert "episodes 0, 1, 2, 3; ddim, 2 steps, 2 noise samples at each step" in output
+    assert all(phase in output for phase in ("approach", "grasp", "move", "release"))
+    assert "position by step of the chunk: 11.5, 11.5, 11.5, 11.5 mm" in output
+    assert "spread of the samples: 0 mm at the first action, 0 at the last; gripper 0 and 0" in output
+    assert "gripper: 16 of 16 recorded events found in 2 samples (95 % interval 68%-100%): 0 early, 0 late" in output
+    assert "of a copy of the measured gripper: better (-0.583 to -0.583)" in output
 
 
 def test_samples_of_one_event_are_not_several_events(report: OpenLoopReport) -> None:

@@ -173,13 +173,13 @@ def test_another_checker_accepts_it(tmp_path: Path, made: Callable[[Path], Repla
         pytest.skip("lerobot-doctor is not on the path (pip install lerobot-doctor, in an environment of its own)")
     before = made(tmp_path)
     export_lerobot(DatasetEpisodes(Path(before.where)), tmp_path / "out", task="sort the parts")
-    message = subprocess.run(
+    printed = subprocess.run(
         [doctor, "check", str(tmp_path / "out")], capture_output=True, text=True, check=False
     ).stdout
-    assert "Summary:" in message
-    assert "FAIL" not in message, message
+    assert "Summary:" in printed
+    assert "FAIL" not in printed, printed
     for check in ("Metadata & Format Compliance", "Temporal Consistency", "Video Integrity", "Feature Consistency"):
-        assert f"[PASS] {check}" in message
+        assert f"[PASS] {check}" in printed
 
 
 # What LeRobot itself returns for each step, as an archive of arrays.
@@ -201,8 +201,8 @@ def test_lerobot_itself_reads_the_same(tmp_path: Path) -> None:
     export_lerobot(DatasetEpisodes(Path(before.where)), tmp_path / "out", task="sort the parts")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     words = [python, "-c", READ_BY_LEROBOT, str(tmp_path / "out"), str(tmp_path / "read.npz")]
-    message = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert message.returncode == 0, message.stderr[-2000:]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
     read = np.load(tmp_path / "read.npz")
     np.testing.assert_array_equal(read["action"], before.read("action"))
     assert np.flatnonzero(read["intervention"]).tolist() == [13, 14, 15]

@@ -63,6 +63,6 @@ def test_nothing_runs_and_little_is_spent(name: str, target: Target, tmp_path: P
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize("shape", [(), (3,), (0, 0), (2, 3, 4, 5, 6)], ids=str)
-def test_the_mark_of_a_family_alone_is_no_crash(family, shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_the_mark_of_a_family_alone_is_not_a_crash(family, shape: tuple[int, ...], tmp_path: Path) -> None:
     torch.save({family.marker: torch.ones(shape)}, tmp_path / "alone.pth")
     assert family.title in inspect_file(tmp_path / "alone.pth").family

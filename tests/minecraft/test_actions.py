@@ -101,6 +101,6 @@ def test_degrees_come_back_from_their_bins():
         (lambda: to_joint(Factored(np.zeros(20), np.array([11, 0]))), "expected 0 to 10"),
     ],
 )
-def test_actions_that_are_none_are_refused(call: Any, message: str):
+def test_invalid_actions_are_refused(call: Any, message: str):
     with pytest.raises(MinecraftError, match=message):
         call()

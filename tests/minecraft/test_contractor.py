@@ -91,7 +91,7 @@ def test_the_cursor_is_known_where_a_window_is_open():
         (" " * (1 << 20) + "{}", "expected a tick's JSON of at most"),
     ],
 )
-def test_a_line_that_is_none_is_named(line: str, found: str):
+def test_an_invalid_line_is_named(line: str, found: str):
     with pytest.raises(MinecraftError, match=found) as error:
         read_lines([json.dumps(_tick()), line], "a.jsonl")
     assert str(error.value).startswith("a.jsonl:2: ")
@@ -122,7 +122,7 @@ def test_a_recorded_episode_of_the_expert_reads_as_it_was_played(tmp_path: Path,
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".jsonl", ".mp4"]
 
 
-def test_an_interrupted_recording_goes_on_with_the_episodes_that_it_lacks(tmp_path: Path):
+def test_an_interrupted_recording_continues_with_the_episodes_that_it_lacks(tmp_path: Path):
     whole = [file.read_bytes() for file in record_grove(tmp_path / "whole", 2, seed=1, task="stone")]
     (first,) = record_grove(tmp_path / "parts", 1, seed=1, task="stone")
     before = first.stat().st_mtime_ns

@@ -76,7 +76,7 @@ def test_nothing_maps_to_no_op_and_back(space: MineDojoSpace):
 
 
 @spaces
-def test_what_comes_back_is_what_went_less_what_was_said_to_be_lost(space: MineDojoSpace):
+def test_what_comes_back_is_what_went_less_the_reported_losses(space: MineDojoSpace):
     for action in _reachable(0):
         slots, lost = space.from_vpt(action)
         back, more = space.to_vpt(slots)
@@ -144,7 +144,7 @@ def test_numbers_out_of_the_space_are_refused(slots):
         ([0, 0, 0, 12, 12, 5, 0, 9], ("equip 9",)),
     ],
 )
-def test_what_vpt_has_no_button_for_is_said(slots, lost):
+def test_what_vpt_has_no_button_for_is_reported(slots, lost):
     assert MineDojoSpace().to_vpt(slots).lost == lost
 
 

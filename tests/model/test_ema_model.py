@@ -71,7 +71,7 @@ def test_the_average_is_for_inference() -> None:
     assert not any(parameter.requires_grad for parameter in ema.averaged_model.parameters())
 
 
-def test_a_resumed_average_goes_on() -> None:
+def test_a_resumed_average_continues() -> None:
     torch.manual_seed(0)
     live = Small()
     straight = EMAModel(copy.deepcopy(live))

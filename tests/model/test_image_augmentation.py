@@ -120,6 +120,6 @@ def test_jitter_changes_the_share_of_images_that_it_is_told_to() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"p": 1.1}, {"p": -0.1}, {"p": True}, {"p": "0.8"}, {"brightness": None}])
-def test_jitter_that_is_no_share_is_refused(wrong: dict[str, object]) -> None:
+def test_jitter_that_is_not_a_share_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ModelError, match=rf"color_jitter\.{next(iter(wrong))} is .*; expected 0 to 1"):
         ColorJitter({"hue": 0.1, **wrong})  # type: ignore[dict-item]

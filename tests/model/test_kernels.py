@@ -173,7 +173,7 @@ def test_rows_at_mean_zero_and_variance_one():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("pooled", [True, False])
-def test_what_is_no_number_is_not_hidden(bad, pooled):
+def test_what_is_not_a_number_is_not_hidden(bad, pooled):
     images = torch.randn(1, 32, 6, 6)
     images[0, 3, 2, 2] = bad
     norm = norm_of(32)
@@ -233,7 +233,7 @@ def asked_anew():
 
 
 @pytest.mark.usefixtures("asked_anew")
-def test_without_a_compiler_nothing_is_changed_and_the_reason_is_told(monkeypatch):
+def test_without_a_compiler_nothing_is_changed_and_the_reason_is_reported(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "not built" in kernels.why_unavailable()
     net = ResNet18Conv(GroupNorm)

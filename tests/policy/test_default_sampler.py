@@ -146,14 +146,14 @@ def tuning(checkpoint: Path, dataset: Path, steps: int, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("run", [serving, open_loop, recorded_inference, tuning], ids=lambda run: run.__name__)
-def test_whoever_samples_otherwise_says_so(
+def test_sampling_in_another_way_is_reported(
     measured: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, run: Callable[..., str]
 ) -> None:
-    message = run(measured, dataset, 2, tmp_path) + caplog.text
-    assert "ddim, 3 steps" in message
+    output = run(measured, dataset, 2, tmp_path) + caplog.text
+    assert "ddim, 3 steps" in output
     if run is tuning:
         return  # shows it for all candidates
-    assert "this runs ddim, 2 steps; the checkpoint was measured and chosen with ddim, 3 steps" in message
+    assert "this runs ddim, 2 steps; the checkpoint was measured and chosen with ddim, 3 steps" in output
     caplog.clear()
     assert "this runs" not in run(measured, dataset, 3, tmp_path) + caplog.text
 

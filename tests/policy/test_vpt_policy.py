@@ -305,7 +305,7 @@ class _Harm:
         ({"model": _Harm()}, "print"),
     ],
 )
-def test_a_pickle_that_is_no_model_file_is_refused_and_runs_nothing(
+def test_a_pickle_that_is_not_a_model_file_is_refused_and_runs_nothing(
     content: Any, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "a.model").write_bytes(pickle.dumps(content))
@@ -344,7 +344,7 @@ def test_the_agent_plays_and_forgets_at_a_reset(tiny: MinecraftAgentPolicy, tmp_
         (np.zeros((2, 16, 16, 3), dtype=np.uint8), "expected uint8 .H, W, 3."),
     ],
 )
-def test_frames_that_are_none_are_refused(observation: Any, message: str):
+def test_invalid_frames_are_refused(observation: Any, message: str):
     agent = VPTAgent.__new__(VPTAgent)
     agent.policy = MinecraftAgentPolicy(TINY)
     with pytest.raises(VPTError, match=message):

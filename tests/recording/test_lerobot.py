@@ -255,7 +255,7 @@ def test_sets_that_lerobot_wrote(shared_data: Path, tmp_path: Path, name: str, m
         assert report.kept[2].metadata["interventions"] == [[10, 17]]
 
 
-def test_depth_is_no_color_camera(shared_data: Path, tmp_path: Path) -> None:
+def test_depth_is_not_a_color_camera(shared_data: Path, tmp_path: Path) -> None:
     given = {"action": {"joints": {"feature": "action", "unit": "rad"}}}
     (tmp_path / "mapping.yaml").write_text(json.dumps(given))
     with pytest.raises(MappingError, match="has no color camera"):

@@ -96,7 +96,7 @@ def test_a_folder_of_frames_is_a_recording_too(grove: Path, tmp_path: Path):
     np.testing.assert_array_equal(np.asarray(dataset["pov"]), _decoded(stem.with_suffix(".mp4")))
 
 
-def test_lines_without_a_frame_and_frames_without_a_line_are_told(grove: Path, tmp_path: Path):
+def test_lines_without_a_frame_and_frames_without_a_line_are_reported(grove: Path, tmp_path: Path):
     stem = next(grove.glob("wool*.jsonl"))
     lines = stem.read_text().splitlines()
     for name, kept in (("more_lines_1", [*lines, *lines[-2:]]), ("fewer_lines_2", lines[:-3])):
@@ -134,7 +134,7 @@ def test_settings_of_robots_are_refused(grove: Path, setting: dict[str, str]):
 
 
 @pytest.mark.parametrize("settings", [{}, {"mapping": "umi_zarr"}, {"null_actions": "drop"}], ids=str)
-def test_an_input_that_is_not_there_is_named(tmp_path: Path, settings: dict[str, Any]):
+def test_a_missing_input_is_named(tmp_path: Path, settings: dict[str, Any]):
     with pytest.raises(RecordingError, match=r"absent\.zarr\.zip: does not exist"):
         open_recordings(tmp_path / "absent.zarr.zip", **settings)
 
@@ -170,7 +170,7 @@ def _cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def test_names_that_end_in_the_same_time_are_told_apart(grove: Path, tmp_path: Path):
+def test_names_that_end_in_the_same_time_are_distinguished(grove: Path, tmp_path: Path):
     stem = next(grove.glob("wool*.jsonl")).with_suffix("")
     for name in ("cheeky-20220421-092639", "player-20220422-092639"):
         for suffix in (".mp4", ".jsonl"):

@@ -145,7 +145,7 @@ BAD_COLORS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
 
 
 @pytest.mark.parametrize("form", BAD_COLORS)
-def test_other_numbers_are_no_colors(form: str, tmp_path: Path) -> None:
+def test_other_numbers_are_not_colors(form: str, tmp_path: Path) -> None:
     change, message = BAD_COLORS[form]
     arrays = zarr_factory.pusht_arrays((7,))
     arrays["img"] = change(zarr_factory.pictures(7))
@@ -293,11 +293,11 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
 ) -> None:
     words = ["--input", str(umi), "--output", str(tmp_path / "out.zarr"), "--mapping", "umi_zarr", "--resolution"]
     assert main([*words, "12", "10", "--dry-run"]) == 0
-    message = " ".join(capsys.readouterr().out.split())
-    assert "3 of 3 episodes" in message
-    assert "data/action: x, y, z, qx, qy, qz, qw, gripper" in message
-    assert "data/image: 12x10, from 24x20" in message
-    assert "not carried over: robot0_demo_end_pose" in message
+    output = " ".join(capsys.readouterr().out.split())
+    assert "3 of 3 episodes" in output
+    assert "data/action: x, y, z, qx, qy, qz, qw, gripper" in output
+    assert "data/image: 12x10, from 24x20" in output
+    assert "not carried over: robot0_demo_end_pose" in output
     assert list(tmp_path.iterdir()) == []
     assert main([*words, "12", "10"]) == 0
     assert ReplayBuffer.open(tmp_path / "out.zarr").n_episodes == len(LENGTHS)

@@ -62,7 +62,7 @@ def test_a_document_without_a_condition_is_refused_by_its_name(key: str, tmp_pat
     ],
     ids=str,
 )  # fmt: skip
-def test_a_scene_that_is_none_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+def test_an_invalid_scene_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     path = closed_loop(tmp_path / "a.json", "1c")
     content = json.loads(path.read_text())
     content["scenes"][0] |= change
@@ -92,7 +92,7 @@ def test_success_is_judged_with_its_interval(
     assert message in finding.evidence
 
 
-def test_an_interruption_is_said(tmp_path: Path) -> None:
+def test_an_interruption_is_reported(tmp_path: Path) -> None:
     looked = look_at_closed_loop([closed_loop(tmp_path / "a.json", WORKS, asked=100)])
     assert "interrupted after 40 of 100 scenes" in only(closed_loop_findings(looked), "closed-loop").evidence
 

@@ -139,23 +139,23 @@ def test_findings_name_episode_and_steps(
         assert None not in positions, "measured positions are whole"
 
 
-def test_a_page_has_a_size_and_says_what_it_left_out(tmp_path: Path) -> None:
+def test_a_page_has_a_size_and_states_what_it_left_out(tmp_path: Path) -> None:
     path = tiny_run.write_dataset(tmp_path / "many.zarr", lengths=(12,) * 24)
     page = tmp_path / "page.html"
-    record = written(page, path, megabytes=0.25)
+    message = written(page, path, megabytes=0.25)
     listed = held(page, "dataset")
     assert page.stat().st_size < 0.25 * 2**20
     assert len(listed["episodes"]) == 24
     shown = len(listed["shown"])
     assert 1 < shown < 24
-    assert f"{shown} have pictures and curves, as many as fit into 0.25 MB" in record
-    assert html.escape(record) in page.read_text()
+    assert f"{shown} have pictures and curves, as many as fit into 0.25 MB" in message
+    assert html.escape(message) in page.read_text()
     assert np.ptp(listed["shown"]) > 12, "spread over the dataset"
-    record = written(page, path, episodes=numbers_of(["3", "5-6"]), frames=4)
+    message = written(page, path, episodes=numbers_of(["3", "5-6"]), frames=4)
     assert held(page, "dataset")["shown"] == [3, 5, 6]
     assert held(page, "episode-5")["pictured"] == [0, 4, 7, 11]
-    assert "3 have pictures and curves, the requested ones;" in record
-    assert "12 of 36 frames are shown (33%)" in record
+    assert "3 have pictures and curves, the requested ones;" in message
+    assert "12 of 36 frames are shown (33%)" in message
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_marks_are_of_one_dataset(one: Path, tmp_path: Path) -> None:
         ("\x00", "not a file of marks"),
     ],
 )
-def test_what_is_no_file_of_marks_is_refused(one: Path, tmp_path: Path, text: str, says: str) -> None:
+def test_what_is_not_a_file_of_marks_is_refused(one: Path, tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "marks.json"
     file.write_text(text)
     with pytest.raises(EditError, match=says) as refused:

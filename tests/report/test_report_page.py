@@ -128,7 +128,7 @@ def test_the_verdict_is_one_sentence_about_the_cause(files: Files, monkeypatch: 
     assert bad.sentence.startswith("Do not deploy it: open loop: 9 mm")
 
 
-def test_open_loop_errors_are_told_in_words(files: Files) -> None:
+def test_open_loop_errors_are_described_in_words(files: Files) -> None:
     _, page = make_report(files.sources("open_loop"))
     assert "Gripper: 6 of 7 recorded events found in 2 samples (95 % interval 49%-97%), 0 early and 6 late" in page
     assert "minus a copy of the measured gripper: -0.3 (95 % interval -0.4 to -0.2)" in page

@@ -93,7 +93,7 @@ def test_other_conditions_are_shown_and_do_not_rank(other: dict[str, Any], tmp_p
     assert f"not made alike (another {next(iter(other))})" in report["page"]
 
 
-def test_of_several_results_those_made_alike_are_compared(tmp_path: Path, main: Main) -> None:
+def test_results_made_under_equal_conditions_are_compared(tmp_path: Path, main: Main) -> None:
     both = run_of(tmp_path / "first_run", POOR)
     closed_loop(both / "closed_loop_slow.json", "1" * 40, latency_injected_ms=200.0)
     report = told_of(main, both, run_of(tmp_path / "second_run", GOOD))

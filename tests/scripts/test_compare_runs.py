@@ -115,7 +115,7 @@ def test_what_is_not_defined_ranks_no_run(tmp_path: Path, main: Main) -> None:
     assert report["runs"][1]["gripper_f1"] is None
 
 
-def test_an_f1_of_one_without_an_event_is_none(tmp_path: Path, main: Main) -> None:
+def test_an_f1_of_one_without_an_event_does_not_count(tmp_path: Path, main: Main) -> None:
     """Older programs wrote it; an interval without events is not defined either."""
     empty = {"val_gripper_events_recorded": 0, "val_gripper_events_found": 0, "val_gripper_false_flips": 0}
     report = compared(
@@ -130,7 +130,7 @@ def test_an_f1_of_one_without_an_event_is_none(tmp_path: Path, main: Main) -> No
 
 
 @pytest.mark.parametrize("missing", ["val_gripper_f1", "val_position_error_mm", "val_loss"])
-def test_nan_and_null_are_no_figures(tmp_path: Path, main: Main, missing: str) -> None:
+def test_nan_and_null_are_not_figures(tmp_path: Path, main: Main, missing: str) -> None:
     lines = [{**line, missing: None} if missing in line else line for line in scored(18, 0.9)]
     report = compared(main, tmp_path, lines, scored(18, 0.9))
     key = {"val_gripper_f1": "gripper_f1", "val_position_error_mm": "position_error_mm"}.get(missing, "val_loss")

@@ -99,7 +99,7 @@ def test_its_own_folder_is_made_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("second", "accepted", "statuses"), [("sys.exit(7)", (0,), (0, 7)), ("sys.exit(1)", (0, 1), (0, 1, 0))]
 )
-def test_a_status_that_is_no_result_is_the_last(
+def test_an_unexpected_status_is_the_last(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     second: str,
@@ -126,18 +126,18 @@ def rollouts(before: int, after: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "report"),
+    ("verdicts", "expected"),
     [
         (["opens and closes", "learned"], "opens and closes in 2 of 2 held-out episodes"),
         (["opens and closes", "never closes"], "opens and closes in 1 of 2 held-out episodes"),
     ],
 )
-def test_rollouts_and_recordings_are_told_apart(verdicts: list[str], report: str) -> None:
+def test_rollouts_and_recordings_are_distinguished(verdicts: list[str], expected: str) -> None:
     logs = [{"verdict": verdict, "events": EVENTS, "leads_measurement": 2} for verdict in verdicts]
     title, recordings = demo.headline(rollouts(0, 35)), demo.how_firm(logs)
     assert title == "Block in the tray: 0 of 40 scenes before, 35 of 40 after"
     assert len(title) < 76, "it fits a terminal of 80 columns"
-    assert report in recordings
+    assert expected in recordings
     assert "the rollouts show" in recordings
     for word in ("learned", "grasp"):
         assert word not in title + recordings, "commands on recordings do not show that"

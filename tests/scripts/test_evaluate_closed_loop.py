@@ -57,7 +57,7 @@ def test_it_measures_draws_and_films(
     assert json.loads((out / "b.json").read_text())["comparison"]["neither"] == 3
 
 
-def test_ctrl_c_keeps_what_has_ended_and_resume_goes_on(
+def test_ctrl_c_keeps_what_has_ended_and_resume_continues(
     script: ModuleType,
     checkpoint: Path,
     quick: list[str],
@@ -204,7 +204,7 @@ def test_it_refuses_in_one_line(
     assert "\n" not in output
 
 
-def test_a_checkpoint_that_is_none_is_refused(
+def test_an_invalid_checkpoint_is_refused(
     script: ModuleType, quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "odd.ckpt").write_text("version https://git-lfs.github.com/spec/v1\n")

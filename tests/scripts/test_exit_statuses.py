@@ -76,7 +76,7 @@ def test_what_cannot_be_judged_is_refused_by_all(name: str, scripts: dict[str, M
 
 
 @pytest.mark.filterwarnings("ignore:Object at action is not recognized")
-def test_a_dataset_that_the_checks_cannot_read_is_said(
+def test_a_dataset_that_the_checks_cannot_read_is_reported(
     scripts: dict[str, Main], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Resuming a finished conversion changes nothing, and succeeds as before; its verdict is on the present dataset."""

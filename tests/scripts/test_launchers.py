@@ -278,7 +278,7 @@ def test_weights_play_as_they_are(bench: Workbench) -> None:
     assert words[-1] == "--greedy"
 
 
-def test_weights_are_found_in_the_environment_and_defaults_are_told(bench: Workbench) -> None:
+def test_weights_are_found_in_the_environment_and_defaults_are_reported(bench: Workbench) -> None:
     assert bench.run(ZERO_SHOT, "9", VPT_WEIGHTS=bench.environment["OLD_CKPT"], GAME="minedojo").returncode == 0
     (words,) = bench.calls()
     assert {"game=minedojo", "max_steps=1200", "harvest_milk", "data/vpt_zero_shot", "4"} <= set(words)
@@ -360,8 +360,8 @@ def test_further_options_of_the_guide_are_those_of_dagger(bench: Workbench) -> N
     assert "harvest_1_log is a task of MineDojo; here the grove's log task is played" in finished.stderr
     (dagger,) = bench.calls()
     assert refusal("dagger", dagger[1:]) is None
-    output = " ".join(dagger[4:])
-    assert output == (
+    command = " ".join(dagger[4:])
+    assert command == (
         "--simulator grove --task log --rounds 2 --scenes 5 5 --workdir data/dagger_log --evaluation-scenes 7 "
         "--env max_steps=99 --updates 9 --set training.device=cuda:1"
     )

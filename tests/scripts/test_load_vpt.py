@@ -30,7 +30,7 @@ def weights() -> dict[str, torch.Tensor]:
     return MinecraftAgentPolicy(TINY).state_dict()
 
 
-def test_a_load_is_told_tensor_by_tensor(main, weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_load_is_reported_tensor_by_tensor(main, weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     extra = {name: torch.zeros(1) for name in ("aux_value_head.linear.weight", "aux_value_head.linear.bias")}
     torch.save({**weights, **extra}, tmp_path / "a.weights")
     assert main([str(tmp_path / "a.weights"), "--json", str(tmp_path / "out.json")]) == 0

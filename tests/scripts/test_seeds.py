@@ -36,7 +36,7 @@ def test_every_seed_is_checked() -> None:
 
 
 @pytest.mark.parametrize("word", ["-1", "1.5", "nan", "", "x", "1e3"])
-def test_what_is_no_seed_is_refused_in_one_line(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_a_seed_is_refused_in_one_line(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=seed_number)
     with pytest.raises(SystemExit) as ended:

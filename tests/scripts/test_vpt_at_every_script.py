@@ -66,7 +66,7 @@ def run(script: str, words: str, places: dict[str, Path]) -> int:
 
 
 @pytest.mark.parametrize("script", READ)
-def test_a_script_that_reads_it_says_nothing_of_robots(
+def test_a_script_that_reads_it_does_not_mention_robots(
     script: str, data: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(script, READ[script], {"DATA": data, "CKPT": checkpoint, "OUT": tmp_path / "out"})

@@ -168,7 +168,7 @@ def test_a_camera_that_stopped_is_stale_once_the_arm_has_moved(
     assert all(line["input"]["images"] for line in read_lines(run)[1])
 
 
-def test_a_camera_that_goes_on_is_served_again_and_a_reset_asks_anew() -> None:
+def test_a_camera_that_continues_is_served_again_and_a_reset_asks_anew() -> None:
     with ServerThread(Wide(), settings()) as server, server.client() as client:
 
         def ask(step: int, shown: int) -> str:
@@ -224,7 +224,7 @@ def test_frames_are_decoded_once_and_handed_to_the_engine() -> None:
     np.testing.assert_array_equal(seen[1].decoded[1], decode_image(jpeg(2), 10**6, ""))  # type: ignore[index]
 
 
-def test_a_picture_is_told_from_another_by_its_pixels_not_by_its_bytes() -> None:
+def test_pictures_are_distinguished_by_pixels_not_by_bytes() -> None:
     frame = cv2.cvtColor(scene(0), cv2.COLOR_BGR2RGB)
     assert summarize(frame).content == summarize(frame.copy()).content
     assert summarize(frame).content != summarize(frame // 2).content

@@ -45,7 +45,7 @@ def test_a_late_chunk_skips_what_is_over(now: float, first: int) -> None:
         (b"[1]\n", "malformed"),
     ],
 )
-def test_an_answer_that_is_none_is_an_error_of_the_server(answer: bytes, code: str) -> None:
+def test_an_invalid_answer_is_an_error_of_the_server(answer: bytes, code: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def answer_once() -> None:

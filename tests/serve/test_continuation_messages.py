@@ -50,7 +50,7 @@ def test_a_continuation_is_read_as_it_was_written() -> None:
         ({"mode": "rtc", "committed": 0}, "malformed"),
     ],
 )
-def test_whatever_is_no_continuation_is_refused(entry: Any, code: str) -> None:
+def test_whatever_is_not_a_continuation_is_refused(entry: Any, code: str) -> None:
     with pytest.raises(ProtocolError, match="continuation") as caught:
         parsed(continuation=entry)
     assert caught.value.code == code

@@ -259,7 +259,7 @@ class LaggingArm(NumericArm):
 
 
 @pytest.mark.parametrize("hz", [10.0, 40.0])
-def test_of_an_observation_before_the_takeover_what_was_executed_is_told(hz: float) -> None:
+def test_for_an_observation_before_the_takeover_the_executed_action_is_returned(hz: float) -> None:
     """Every chunk takes another path than the previous one, whatever it was asked to continue."""
     queries: list[ChunkRequest] = []
 
@@ -376,7 +376,7 @@ def test_the_log_holds_what_was_sent(tmp_path: Path) -> None:
         ("{\n", "line 1 is not JSON"),
     ],
 )
-def test_what_is_no_log_is_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_what_is_not_a_log_is_refused(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "arm.jsonl"
     path.write_text(text)
     with pytest.raises(ArmLogError, match=message):

@@ -230,7 +230,7 @@ def test_a_precision_that_a_device_only_emulates_is_warned_about(
     assert ("no instructions for it" in caplog.text) is emulated
 
 
-def test_a_step_that_cannot_be_recorded_is_served_and_said_so(
+def test_a_step_that_cannot_be_recorded_is_served_and_reported(
     served_checkpoint: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object) -> None:
@@ -311,7 +311,7 @@ def test_a_quaternion_of_the_other_sign_is_the_same_observation(served_checkpoin
     np.testing.assert_array_equal(*answers)
 
 
-def test_a_warm_start_goes_on_from_the_remainder(served_checkpoint: Path) -> None:
+def test_a_warm_start_continues_from_the_remainder(served_checkpoint: Path) -> None:
     cold, warm = opened(served_checkpoint, steps=8), opened(served_checkpoint, steps=8, warm_start=0.5)
     observed = parsed()
     first = warm.infer(observed, 0, None, Stages())

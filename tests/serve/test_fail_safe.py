@@ -90,7 +90,7 @@ BAD: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize(("code", "message"), BAD.values(), ids=BAD.keys())
-def test_a_bad_message_gets_a_typed_error_and_the_session_goes_on_by_the_table(code: str, message: Any) -> None:
+def test_a_bad_message_gets_a_typed_error_and_the_session_continues_by_the_table(code: str, message: Any) -> None:
     with ServerThread(FakeEngine(), settings()) as server, server.client() as client:
         reply = client.ask(message)
         assert (reply["type"], reply["code"]) == ("error", code), reply
@@ -115,7 +115,7 @@ def chunk_of(value: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, 2.0])
-def test_a_chunk_that_is_no_motion_is_refused_and_logged(value: float, tmp_path: Path) -> None:
+def test_an_invalid_chunk_is_refused_and_logged(value: float, tmp_path: Path) -> None:
     first, second, *lines = answers(lambda observation: chunk_of(value), tmp_path)
     assert [first["code"], second["code"]] == ["refused", "refused"]
     assert [line["code"] for line in lines] == ["refused", "refused"]
@@ -123,7 +123,7 @@ def test_a_chunk_that_is_no_motion_is_refused_and_logged(value: float, tmp_path:
     assert shown == [*POSE[:3], *([value if np.isfinite(value) else None] * 5)], "the log shows what was refused"
 
 
-def test_an_exception_ends_the_session_and_says_nothing_of_its_inside(tmp_path: Path) -> None:
+def test_an_exception_ends_the_session_and_reveals_no_internals(tmp_path: Path) -> None:
     def fail(observation: object) -> None:
         raise ZeroDivisionError("a detail of the server")
 

@@ -145,7 +145,7 @@ def test_a_clock_that_is_set_back_is_followed_once_observations_agree(back: floa
 
 
 @pytest.mark.parametrize("stamps", [[3.0, 6.4, 3.2, 6.6, 3.4, 6.8], [3.0, 3.0, 3.0, 3.0], [3.0, 2.0, 1.0, 0.0]])
-def test_single_old_frames_or_one_again_and_again_are_no_new_clock(stamps: list[float]) -> None:
+def test_single_or_repeated_old_frames_are_not_a_new_clock(stamps: list[float]) -> None:
     freshness = Freshness(0.5)
     for now in np.arange(0, 6.2, 0.2):
         follow(freshness, now, now)

@@ -87,7 +87,7 @@ def test_too_many_connections_are_closed() -> None:
             assert second.receive() is None
 
 
-def test_too_many_messages_a_second_are_refused_and_the_session_goes_on() -> None:
+def test_too_many_messages_a_second_are_refused_and_the_session_continues() -> None:
     with ServerThread(FakeEngine(), settings(None, "traffic.messages_per_s=5")) as server, server.client() as client:
         kinds = [client.ask({"type": "reset"}) for _ in range(8)]
         assert [kind.get("code") for kind in kinds[-2:]] == ["rate", "rate"]

@@ -151,7 +151,7 @@ def test_without_a_server_or_permission_there_is_no_verdict(
         )
 
 
-def test_inputs_of_two_shapes_are_told_apart_and_can_be_written() -> None:
+def test_inputs_of_two_shapes_are_distinguished_and_can_be_written() -> None:
     collected = ComparedInputs()
     collected.add({"robot_eef_pose": np.zeros((2, 7))}, {"robot_eef_pose": np.zeros((2, 6))})
     (entry,) = compare_inputs(collected)

@@ -39,7 +39,7 @@ def test_a_taken_port_names_its_holder_and_a_free_one(name: str, host: str) -> N
         check_ports(settings(None, f"host='{host}'", f"{name}={free}"))
 
 
-def test_a_free_port_is_none_that_the_other_transport_wants() -> None:
+def test_a_free_port_is_not_one_that_the_other_transport_needs() -> None:
     with taken() as port:
         with pytest.raises(ServeError) as caught:
             check_ports(settings(None, f"port={port}", f"websocket_port={port + 1}"))
@@ -70,7 +70,7 @@ def test_what_can_never_be_listened_on(words: list[str], match: str) -> None:
         check_ports(settings(None, *words))
 
 
-def test_other_reasons_are_told() -> None:
+def test_other_reasons_are_reported() -> None:
     assert "port 80 is not allowed for this user" in why_not("127.0.0.1", "port", 80, OSError(errno.EACCES, "denied"))
     assert "such as port=8080" in why_not("127.0.0.1", "port", 80, OSError(errno.EACCES, "denied"))
     assert "port 9 on h: Too many" in why_not("h", "port", 9, OSError(errno.EMFILE, "Too many open files"))

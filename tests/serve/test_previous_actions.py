@@ -80,14 +80,14 @@ def test_an_answer_beyond_the_horizon_is_refused(served_checkpoint: Path) -> Non
         opened(served_checkpoint, n_action_steps=8)
 
 
-def test_a_rotation_that_is_none_is_refused() -> None:
+def test_an_invalid_rotation_is_refused() -> None:
     continuation = {"mode": "rtc", "actions": [[0.0] * 8], "committed": 1}
     with pytest.raises(ProtocolError, match=r"continuation\.actions") as refused:
         parse_message(observation_message(continuation=continuation), MessageForm(2), Limits())
     assert refused.value.code == "bad_state"
 
 
-def test_a_policy_that_cannot_go_on_says_so_and_serves_on() -> None:
+def test_a_policy_that_cannot_continue_chunks_says_so_and_keeps_serving() -> None:
     with ServerThread(FakeEngine(), settings()) as server, server.client() as client:
         refused = client.ask(observation_message(continuation={"mode": "rtc", "actions": [ROW] * 2, "committed": 1}))
         assert refused is not None
@@ -97,7 +97,7 @@ def test_a_policy_that_cannot_go_on_says_so_and_serves_on() -> None:
         assert answered["type"] == "action"
 
 
-def test_a_server_goes_on_from_them_and_its_log_replays(tmp_path: Path) -> None:
+def test_a_server_continues_from_them_and_its_log_replays(tmp_path: Path) -> None:
     checkpoint = write_tiny_checkpoint(tmp_path / "latest.ckpt")
     engine = opened(checkpoint)
     words = ("gripper_scale=percent", "guard.on_workspace=clip", "guard.quaternion_tolerance=0.9", "engine.steps=4")

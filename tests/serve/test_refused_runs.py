@@ -77,7 +77,7 @@ def test_errors_that_were_not_all_logged_are_counted_all_the_same(tmp_path: Path
     assert len((log.path / "steps.jsonl").read_text().splitlines()) == 21
 
 
-def test_what_newer_observations_superseded_is_no_oddity(tmp_path: Path) -> None:
+def test_what_newer_observations_superseded_is_not_odd(tmp_path: Path) -> None:
     run = refused_run(tmp_path, "refused", 1, answers=4)
     text = (run / "steps.jsonl").read_text()
     (run / "steps.jsonl").write_text(text.replace('"code": "refused"', '"code": "superseded"'))

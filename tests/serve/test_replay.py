@@ -85,7 +85,7 @@ def test_the_command_says_whether_the_log_is_reproduced(
     assert main([str(tmp_path), "--ckpt", str(served_checkpoint)]) == 2
 
 
-def test_where_decisions_differ_is_said_in_words() -> None:
+def test_where_decisions_differ_is_described_in_words() -> None:
     a, b = np.ones(12), np.ones(12)
     a[8:], b[5:] = 0, 0
     assert event_differences(a, b, range(40, 52)) == ["B closes 3 steps earlier, at step 45 (A at 48)"]
@@ -93,7 +93,7 @@ def test_where_decisions_differ_is_said_in_words() -> None:
     assert event_differences(b, np.ones(12), range(12)) == ["B does not close where A does, at step 5"]
 
 
-def test_steps_that_a_log_lacks_are_said_and_counted(served_checkpoint: Path, tmp_path: Path) -> None:
+def test_steps_that_a_log_lacks_are_reported_and_counted(served_checkpoint: Path, tmp_path: Path) -> None:
     run = run_of(served_checkpoint, tmp_path, "engine.steps=2")
     steps = run / "steps.jsonl"
     lines = [json.loads(line) for line in steps.read_text().splitlines()]
@@ -107,7 +107,7 @@ def test_steps_that_a_log_lacks_are_said_and_counted(served_checkpoint: Path, tm
     assert event_differences(a, b, [0, 1, 2, 3, 9, 10]) == ["B closes 6 steps earlier, at step 3 (A at 9)"]
 
 
-def test_what_cannot_be_replayed_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_replayed_is_reported(tmp_path: Path) -> None:
     old = tmp_path / "inference_log_20260108_171739.json"
     old.write_text("{}")
     with pytest.raises(SessionLogError, match="holds no seeds"):

@@ -156,7 +156,7 @@ def test_an_oversized_websocket_message_is_in_the_log(tmp_path: Path) -> None:
     assert [line["code"] for line in read_lines(run)[1]] == ["oversized"]
 
 
-def test_a_token_that_is_no_text_is_a_wrong_one(tmp_path: Path) -> None:
+def test_a_token_that_is_not_text_is_a_wrong_one(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret")
     chosen = settings(None, f"token_file={tmp_path / 'token'}")
     with ServerThread(FakeEngine(), chosen) as server, server.client() as client:

@@ -118,7 +118,7 @@ FILES = {
 
 
 @pytest.mark.parametrize(("text", "match"), FILES.values(), ids=FILES.keys())
-def test_a_file_that_is_none_is_one_error(text: str | bytes, match: str | None, tmp_path: Path) -> None:
+def test_an_invalid_file_is_one_error(text: str | bytes, match: str | None, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     if match is None:
@@ -170,7 +170,7 @@ def test_a_missing_checkpoint_is_named_with_a_command_that_serves_the_newest(
         read_settings(None, [])
 
 
-def test_a_file_that_is_not_there() -> None:
+def test_a_missing_file() -> None:
     with pytest.raises(ServeError, match="No such file"):
         read_settings("absent.yaml", ["ckpt=a"])
 

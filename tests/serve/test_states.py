@@ -46,7 +46,7 @@ def measured(gripper: float) -> Observation:
 
 @pytest.mark.parametrize(("saw", "unseen", "seen"), TRAINED.values(), ids=TRAINED.keys())
 @pytest.mark.parametrize("mode", ["limits", "gaussian"])
-def test_what_training_never_saw_is_told_also_between_two_values(
+def test_what_training_never_saw_is_reported_also_between_two_values(
     saw: np.ndarray, unseen: list[float], seen: list[float], mode: Any, policy: Any
 ) -> None:
     engine = PolicyEngine(policy, EngineSettings(steps=1))
@@ -90,7 +90,7 @@ class Binary(FakeEngine):
         ([1.0, -1.0], "gripper_scale=signed_open1"),
     ],
 )
-def test_a_gripper_in_another_scale_is_told_with_the_setting_that_says_so(values: list[float], advice: str) -> None:
+def test_a_gripper_in_another_scale_is_reported_with_the_setting_to_use(values: list[float], advice: str) -> None:
     with ServerThread(Binary(), settings()) as server, server.client() as client:
         for step, value in enumerate(values):
             reply = client.ask(observation_message(step, grippers=[[value]] * 2))
@@ -149,6 +149,6 @@ def test_a_declared_scale_is_converted_both_ways_and_the_log_is_ours(name: str, 
     np.testing.assert_allclose(log.commands[:, 7], [0, 1], atol=1e-9)
 
 
-def test_a_scale_that_is_none_is_refused_at_the_start() -> None:
+def test_an_invalid_scale_is_refused_at_the_start() -> None:
     with pytest.raises(ServeError, match=r"gripper_scale: gripper scale 'procent' is not known"):
         settings(None, "gripper_scale=procent")

@@ -57,7 +57,7 @@ def test_at_a_higher_rate_each_step_is_reached_at_its_end() -> None:
     ]  # fmt: skip
 
 
-def test_a_rate_that_is_no_multiple_stays_on_the_same_way() -> None:
+def test_a_rate_that_is_not_a_multiple_stays_on_the_same_path() -> None:
     plan = plan_of(chunk(0.0, [0.1, 0.2, 0.3, 0.4]))
     for i in range(10):
         assert x_at(plan, i * 0.03, 0.03) == pytest.approx(i * 0.03 + 0.03), i

@@ -115,7 +115,7 @@ def test_until_an_answer_takes_over_the_chunk_before_is_executed(mode: str | Non
             assert (one.mode, one.committed, one.actions.tolist()) == (mode, 1, [[float(number)] * 8])
 
 
-def test_what_a_policy_lacks_is_refused_if_named_and_told_if_a_default(
+def test_what_a_policy_lacks_is_refused_if_named_and_reported_if_a_default(
     served_checkpoint: Path, recorded_zarr: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning, "DEFAULT_CANDIDATES", ("ddim:1", "ddim:1:rtc", "ddim:1:warm_start"))

@@ -119,7 +119,7 @@ def test_arrays_from_the_network_are_numbers_of_their_size(entry: dict[bytes, ob
         unpack(msgpack.packb({"images": entry}))
 
 
-def test_msgpack_that_is_none_is_refused_and_objects_are_not_sent() -> None:
+def test_invalid_msgpack_is_refused_and_objects_are_not_sent() -> None:
     with pytest.raises(ProtocolError, match="not a single msgpack message"):
         unpack(b"\xc1")
     with pytest.raises(TypeError, match="cannot be sent"):

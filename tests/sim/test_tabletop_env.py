@@ -79,7 +79,7 @@ def test_far_commands_are_brought_back_and_quaternions_normalized() -> None:
 
 
 @pytest.mark.parametrize("action", [np.zeros(8), np.full(8, np.nan), np.ones(7)])
-def test_what_is_no_command_is_refused(action: np.ndarray) -> None:
+def test_what_is_not_a_command_is_refused(action: np.ndarray) -> None:
     env = TabletopEnv(referee=KINEMATIC, image_size=(64, 36))
     env.reset(seed=0)
     with pytest.raises(SpecError):

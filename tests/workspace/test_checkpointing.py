@@ -73,7 +73,7 @@ def test_one_file_is_written_however_many_names_it_has(tmp_path):
     assert tensors["a"].data_ptr() == tensors["b"].data_ptr()
 
 
-def test_best_is_told_by_the_first_key_and_then_by_the_next(tmp_path):
+def test_best_is_determined_by_the_first_key_and_then_by_the_next(tmp_path):
     checkpoints = folder(tmp_path)
     saved = [
         save(checkpoints, 0, 0.5, error=3.0),
@@ -116,7 +116,7 @@ def test_every_measurement_can_become_the_best(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["f1", "train_loss"])
-def test_what_was_not_measured_is_none_of_the_best(tmp_path, key):
+def test_what_was_not_measured_is_not_among_the_best(tmp_path, key):
     checkpoints = folder(tmp_path, topk=SETTINGS["topk"] | {"monitor_key": key})
     assert save(checkpoints, 0, math.nan).keep == ("latest.ckpt",)
     assert listed(tmp_path) == ["latest.ckpt"]

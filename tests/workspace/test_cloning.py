@@ -65,7 +65,7 @@ def train(dataset: Path, folder: Path, *overrides: str) -> TrainDiffusionTransfo
 
 
 @pytest.mark.parametrize(("rows", "horizon"), [(1, 4), (2, 4), (3, 5), (2, 100), (9, 3)])
-def test_each_row_goes_on_where_it_ended_and_each_frame_comes_once(rows: int, horizon: int) -> None:
+def test_each_row_continues_where_it_ended_and_each_frame_comes_once(rows: int, horizon: int) -> None:
     episodes = [(0, 9), (9, 15), (15, 26), (26, 33), (33, 38)]
     order = SequenceOrder(episodes, rows, horizon, seed=1, shuffle=True)
     lengths = set()
@@ -183,7 +183,7 @@ def test_three_updates_equal_upstreams_definition_on_its_weights() -> None:
     both_update(ours, theirs, 128)
 
 
-def test_long_gradients_are_clipped_and_the_norm_before_is_told() -> None:
+def test_long_gradients_are_clipped_and_the_norm_before_is_reported() -> None:
     norms = {}
     for most in ("null", "0.001"):
         policy = tiny_policy(3).train()
@@ -269,7 +269,7 @@ def pulled(pretrained: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("at", [3, 5])
-def test_a_run_that_ends_within_an_epoch_goes_on_as_if_nothing_had_happened(
+def test_a_run_that_ends_within_an_epoch_continues_as_if_nothing_had_happened(
     at: int, dataset: Path, pretrained: Path, straight: Path, tmp_path: Path
 ) -> None:
     class Ends(TrainDiffusionTransformerHybridWorkspace):

@@ -109,7 +109,7 @@ def test_what_was_left_out_is_not_new(tmp_path, filters):
     assert {seed for seed, status in zip(SEEDS, statuses, strict=True) if status == "unseen"} == unused != set()
 
 
-def test_a_recording_that_is_there_twice_is_told(first, tmp_path, caplog):
+def test_a_duplicate_recording_is_reported(first, tmp_path, caplog):
     """Of the two episodes held out in the first dataset, one is trained on in the second."""
     (_, held_out), _ = first
     copies = tuple(held_out)
@@ -120,7 +120,7 @@ def test_a_recording_that_is_there_twice_is_told(first, tmp_path, caplog):
     assert {status for seed, status in statuses if seed == copied} == {"trained"}
 
 
-def test_nothing_left_to_hold_out_is_said(first, tmp_path, caplog):
+def test_nothing_left_to_hold_out_is_reported(first, tmp_path, caplog):
     (trained, _), split = first
     seeds = tuple(sorted(trained))
     data = opened(write(tmp_path / "set.zarr", seeds), history(split, "pretrained"))
@@ -129,7 +129,7 @@ def test_nothing_left_to_hold_out_is_said(first, tmp_path, caplog):
     assert set(data.split.statuses([data.identities])) == {"trained"}, "errors on them are no held-out errors"
 
 
-def test_training_on_what_was_held_out_is_said(first, tmp_path, caplog):
+def test_training_on_what_was_held_out_is_reported(first, tmp_path, caplog):
     _, split = first
     data = opened(write(tmp_path / "set.zarr", SEEDS), history(split), "task.dataset.val_ratio=0")
     assert "2 episodes that first.ckpt held out are trained on from here" in caplog.text

@@ -187,7 +187,7 @@ class StoppedWorkspace(TrainDiffusionTransformerHybridWorkspace):
     [2, 3, None, *(pytest.param(at, marks=pytest.mark.exhaustive) for at in (1, 5, 6))],
     ids=lambda at: f"update {at}" if at else "validation",
 )
-def test_a_run_that_is_stopped_anywhere_goes_on_as_if_it_had_not(dataset, straight, tmp_path, at):
+def test_a_run_that_is_stopped_anywhere_continues_as_if_it_had_not(dataset, straight, tmp_path, at):
     """Including the last update of an epoch, whose validation the resumed run then makes."""
     stopped = StoppedWorkspace(tiny_run.settings(dataset, *SETTINGS), tmp_path)
     stopped.at = at

@@ -64,7 +64,7 @@ def test_rollouts_name_what_they_measure():
         ),
     ],
 )  # fmt: skip
-def test_a_ranking_by_nothing_that_is_measured_is_said(overrides, case, why, caplog):
+def test_a_ranking_by_something_unmeasured_is_reported(overrides, case, why, caplog):
     with caplog.at_level(logging.WARNING):
         check(*overrides, **case)
     assert f"which this run does not measure ({why})" in caplog.text

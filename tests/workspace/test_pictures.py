@@ -43,7 +43,7 @@ def test_a_constant_is_a_flat_line():
     assert HEIGHT // 2 - 1 <= min(rows) <= max(rows) <= HEIGHT // 2 + 1
 
 
-def test_a_line_stands_where_a_chunk_begins():
+def test_a_line_marks_where_a_chunk_begins():
     low = np.zeros((20, 8))
     low[0] = 1  # the lines of the commands run along the bottom
     panel = draw_episode(prediction(low, low), POSE_GRIPPER)[HEADER : HEADER + HEIGHT]

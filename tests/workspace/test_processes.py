@@ -100,7 +100,7 @@ def digest(tensors):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does_and_either_can_go_on(dataset, tmp_path):
+def test_two_processes_learn_what_one_does_and_either_can_continue(dataset, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     TrainDiffusionTransformerHybridWorkspace(tiny_run.settings(dataset, *SETTINGS), alone).run()
     first, second = run_together(dataset, tmp_path, 2, "hydra.run.dir=together", "training.gradient_accumulate_every=1")
@@ -139,7 +139,7 @@ def test_a_process_alone_is_all_there_is():
     assert alone.sum(torch.tensor(2.0)) == 2
 
 
-def test_devices_that_are_not_there():
+def test_missing_devices():
     assert find_device("cpu", local_rank=3, world_size=8) == torch.device("cpu")
     with pytest.raises(TrainingError, match="no such kind of device; expected cpu, cuda or cuda:N"):
         find_device("gpu")

@@ -44,7 +44,7 @@ def test_everything_is_there_in_eighty_columns(screen):
     assert words.strip() == "held-out loss 0.0701  position 3.21 mm  rotation 1.41 deg  gripper F1 0.95"
 
 
-def test_a_bar_that_is_not_to_be_seen_is_not_drawn(screen):
+def test_an_invisible_bar_is_not_drawn(screen):
     with TrainingBar(10, 0, 1, visible=False) as bar:
         bar.update(1, 0, 0.5, 1.0)
         bar.validated(VALIDATED)

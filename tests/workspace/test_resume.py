@@ -82,7 +82,7 @@ def assert_equal_runs(folder: Path, straight: Path) -> None:
         ),
     ],
 )
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(when, overrides, dataset, straight, tmp_path):
+def test_a_killed_run_continues_as_if_nothing_had_happened(when, overrides, dataset, straight, tmp_path):
     killed(dataset, tmp_path, when, *overrides)
     before = read_checkpoint(tmp_path / "checkpoints" / LATEST)
     assert 0 < before.pickles["global_step"] < int(when.split(":")[1]) + 1
@@ -104,7 +104,7 @@ def test_the_fast_mode_of_this_machine_is_as_exact(dataset, straight, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_says_how_to_go_on_and_equals_one_never_stopped(dataset, straight, tmp_path):
+def test_a_stopped_run_says_how_to_continue_and_equals_one_never_stopped(dataset, straight, tmp_path):
     class Stopped(TrainDiffusionTransformerHybridWorkspace):
         def _write_line(self, line):
             super()._write_line(line)

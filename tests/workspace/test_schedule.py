@@ -77,7 +77,7 @@ def test_after_its_end_a_rate_stays(name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("at", [0, 1, WARM_UP, 11, 19, 20])
-def test_a_resumed_schedule_is_the_same_to_the_bit_and_nothing_is_said(name, at, caplog):
+def test_a_resumed_schedule_is_bit_equal_and_nothing_is_reported(name, at, caplog):
     straight = rates(*start(name, 20), 30)
     assert rates(*resumed(name, at, 20, 20), 30 - at) == straight[at:]
     assert caplog.text == ""
@@ -104,7 +104,7 @@ def test_a_jump_is_said_with_its_numbers(name, caplog):
     assert "jumps at update 30" in caplog.text
 
 
-def test_another_learning_rate_is_taken_and_said(caplog):
+def test_another_learning_rate_is_used_and_reported(caplog):
     optimizer, schedule = resumed("constant", 3, 40, 40, new_rate=RATE / 10)
     assert rates(optimizer, schedule, 2) == [[RATE / 10, RATE / 20]] * 2
     assert "jumps at update 3: from 0.001, where the run was, to 0.0001" in caplog.text
@@ -129,7 +129,7 @@ def test_the_number_of_updates_does_not_depend_on_where_a_run_was_stopped(n_batc
     assert total_updates(TrainingProgress(4, 0, 4 * an_epoch), n_batches, chosen) == 4 * an_epoch
 
 
-def test_a_run_that_goes_on_with_a_larger_batch_comes_down_at_its_own_end(tmp_path, caplog):
+def test_a_run_that_continues_with_a_larger_batch_comes_down_at_its_own_end(tmp_path, caplog):
     """Updates 0 to 8 of 15 were made; then an epoch is one update instead of three."""
     dataset = tiny_run.write_dataset(tmp_path / "set.zarr")
     small = ("training.sample_every=0", "checkpoint.topk.k=0", "dataloader.batch_size=6")

@@ -106,19 +106,19 @@ def test_model_and_average_start_from_the_grown_weights_and_the_log_says_so(data
     assert line["fresh_tensors"] == 0
     total = len({tensor.data_ptr() for tensor in run.model.state_dict().values() if tensor.numel()})
     assert line["inherited_tensors"] + line["grown_tensors"] >= total
-    output = f"inherited {line['inherited_tensors']} tensors ({line['inherited_parameters']} parameters), grown"
-    assert output in caplog.text
+    sentence = f"inherited {line['inherited_tensors']} tensors ({line['inherited_parameters']} parameters), grown"
+    assert sentence in caplog.text
 
 
-def test_that_an_average_will_be_forgotten_is_said(dataset, grown, tmp_path, caplog):
+def test_an_average_that_will_be_forgotten_is_reported(dataset, grown, tmp_path, caplog):
     overrides = (f"pretrained.path={grown}", "training.num_epochs=0")
     workspace(dataset, tmp_path / "same", *overrides).run()
-    output = "pretrained.which=same: training starts from the live weights"
-    assert output in caplog.text
+    sentence = "pretrained.which=same: training starts from the live weights"
+    assert sentence in caplog.text
     caplog.clear()
     workspace(dataset, tmp_path / "average", *overrides, "pretrained.which=ema_model").run()
     workspace(dataset, tmp_path / "without", *overrides, "training.use_ema=False").run()
-    assert output not in caplog.text
+    assert sentence not in caplog.text
 
 
 def test_either_kind_of_weights_can_be_where_both_start(dataset, grown, tmp_path):
@@ -180,13 +180,13 @@ def test_a_fine_tuned_run_resumes_with_its_groups(fine_tuned, dataset, grown, tm
     assert summary.updates == 9
 
 
-def test_that_a_weighted_loss_is_not_the_one_before_the_first_update_is_said(dataset, tmp_path, caplog):
-    output = "train_loss counts the gripper 2 times and steps near its changes 4 times"
+def test_a_weighted_loss_that_differs_from_the_one_before_the_first_update_is_reported(dataset, tmp_path, caplog):
+    sentence = "train_loss counts the gripper 2 times and steps near its changes 4 times"
     with caplog.at_level(logging.INFO):
         workspace(dataset, tmp_path / "plain", "training.num_epochs=0").run()
-        assert output not in caplog.text
+        assert sentence not in caplog.text
         summary = workspace(dataset, tmp_path / "weighted", "training.num_epochs=0", "loss=gripper_events").run()
-    assert output in caplog.text
+    assert sentence in caplog.text
     assert summary.next_command is None
     assert "checkpoint: none was saved" in str(summary)
 

@@ -405,15 +405,15 @@ def test_a_device_without_memory_names_the_settings_to_lower(error, dataset, tmp
     run._prepare = exhausted
     with pytest.raises(
         TrainingError, match=r"lower dataloader\.batch_size \(now 8\) and raise training\.gradient_acc"
-    ) as message:
+    ) as output:
         run.run()
-    assert "cache" not in str(message.value)
+    assert "cache" not in str(output.value)
     run.cfg.training.cache = "memory"
     with pytest.raises(TrainingError, match=r"Or set training\.cache=none \(now memory\)"):
         run.run()
 
 
-def test_memory_of_the_machine_that_is_not_there_is_recognized():
+def test_unavailable_memory_of_the_machine_is_recognized():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50)
     assert out_of_memory(caught.value)

@@ -110,7 +110,7 @@ def test_scores_of_the_gripper_come_with_counts_and_intervals():
     assert gripper_scores([prediction(late, recorded)], POSE_ONLY) == {}
 
 
-def test_what_the_held_out_episodes_cannot_measure_is_left_out_and_told():
+def test_what_the_held_out_episodes_cannot_measure_is_left_out_and_reported():
     still, grasp = [1] * 16, [1] * 4 + [0] * 8 + [1] * 4
     nothing = prediction(still, still)
     scores = gripper_scores([nothing], WITH_GRIPPER)
@@ -147,7 +147,7 @@ def test_the_former_tolerance_in_steps_is_read_with_a_note(section, step_seconds
 
 
 @pytest.mark.parametrize("section", [{"tolerance_s": 0}, {"tolerance_s": "1 s"}, {"tolerance_steps": -5}])
-def test_a_tolerance_that_is_none_is_refused(section):
+def test_an_invalid_tolerance_is_refused(section):
     with pytest.raises(TrainingError, match=r"sampler.tolerance_s(teps)? is .*expected a positive number"):
         read_sampler(section, 0.1)
 
@@ -183,7 +183,7 @@ def test_cached_windows_are_those_of_the_dataset(config):
     ]
 
 
-def test_a_policy_that_does_not_see_is_told(config, policy):
+def test_a_policy_that_does_not_see_is_reported(config, policy):
     """Units at zero for every image, as caused by too high a learning rate for the encoder."""
     windows = open_data(config, ALONE).held_out
     obs = windows.get_batch(np.arange(len(windows)))["obs"]
