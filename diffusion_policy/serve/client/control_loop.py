@@ -21,6 +21,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import scipy.spatial.transform  # noqa: F401  # rotations import it when they need it: not in a control period
 from numpy.typing import NDArray
 
 from diffusion_policy.serve.checks.seams import Seam, measure_seam
