@@ -69,7 +69,7 @@ def calls(*names: str) -> Iterator[tuple[str, ast.Call]]:
     """Calls of functions or methods of these names, and where they are."""
     for path in SOURCES:
         for node in walked(path):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names:
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in names:
                 yield f"{where(path)}:{node.lineno}", node
 
 
