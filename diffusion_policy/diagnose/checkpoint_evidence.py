@@ -117,10 +117,8 @@ def look_at_checkpoint(path: str | Path, checkpoint: Checkpoint | None = None) -
             if not (torch.isfinite(tensor) | _is_mask(key)).all()
         ),
         has_average=bool(average),
-        # Bare weights have no config of a training, and nothing but the live weights.
-        expects_average=bool(
-            OmegaConf.select(checkpoint.cfg, "training.use_ema", default="training" in checkpoint.cfg)
-        ),
+        # Bare weights, of which no training is known, are nothing but the live ones.
+        expects_average=bool(OmegaConf.select(checkpoint.cfg, "training.use_ema", default=bool(checkpoint.pickles))),
         average_distance=_distance(model, average),
         statistics=statistics,
         layout="unknown"
