@@ -155,7 +155,7 @@ def test_other_numbers_and_other_widths_are_reported() -> None:
     assert layout.describe() == "gripper; 2 other numbers (a0, a1)"
     with pytest.raises(SpecError, match=r"expected \(\.\.\., 3\)"):
         layout.grippers(np.zeros(4))
-    with pytest.raises(SpecError, match="differ from each other"):
+    with pytest.raises(SpecError, match="must be distinct"):
         ActionLayout.of(("x", "x"))
 
 

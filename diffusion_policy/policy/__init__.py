@@ -1,6 +1,6 @@
 """The policy: observations in, a sequence of actions out."""
 
-# Noise schedulers by the names that users know, with the paths of their classes; known without loading torch.
+# Noise schedulers by the names that users know, with their class paths; available without loading torch.
 SCHEDULER_PATHS = {
     "ddim": "diffusers.schedulers.scheduling_ddim.DDIMScheduler",
     "ddpm": "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",

@@ -1,7 +1,7 @@
-"""What a policy is, for everything that trains, adapts, serves or judges one.
+"""What a policy is, for all code that trains, adapts, serves or judges one.
 
 Code outside this package never checks the class of a policy; it uses this contract. A class is known by its entry in
-`registry`; that it keeps the contract, the type checker sees where the class derives from :class:`PolicyModule`.
+`registry`; the type checker verifies the contract where the class derives from :class:`PolicyModule`.
 
 Legend of shapes: B batch, T horizon, To observation steps, Ta executed steps, Da action width, S width of a sample.
 """
@@ -23,11 +23,11 @@ from diffusion_policy.spec import StepSpec
 
 Observations = Mapping[str, Tensor]
 Draw = Mapping[str, Tensor]
-# What a recurrent policy remembers, by name, (B, ...) each.
+# The memory of a recurrent policy, by name, (B, ...) each.
 PolicyMemory = dict[str, Tensor]
-# fast_engine: features by the frame and a denoiser of its own (`AcceleratedPolicy`), and so half precision;
-# warm_start: denoising may begin at the rest of the last answer; previous_chunk: an answer may be held to that rest;
-# loss_weights: numbers of the action may count more.
+# fast_engine: features per frame and its own denoiser (`AcceleratedPolicy`), hence half precision;
+# warm_start: denoising may start from the rest of the last answer; previous_chunk: an answer may be held to that rest;
+# loss_weights: numbers in the action may have different weights.
 Capability = Literal["fast_engine", "warm_start", "previous_chunk", "loss_weights"]
 
 
@@ -36,12 +36,12 @@ class Policy(Protocol):
 
     Attributes:
         shape_meta: observation keys and action width, as configured.
-        spec: the same, read.
+        spec: the same, parsed.
         horizon: T, steps predicted.
         n_obs_steps: To.
         n_action_steps: Ta.
-        normalizer: of observations and actions; without entries before training.
-        tensors: which of its tensors has which named axes, and how files of the class are known.
+        normalizer: for observations and actions; has no entries before training.
+        tensors: the named axes of its tensors, and how files of the class are recognized.
     """
 
     shape_meta: Mapping[str, Any]
@@ -58,14 +58,14 @@ class Policy(Protocol):
 
     @property
     def sequence_length(self) -> int:
-        """Steps of an answer."""
+        """Steps in an answer."""
 
     @property
     def first_executed(self) -> int:
         """Index in an answer of the first step that is executed."""
 
     def lacks(self, capability: Capability) -> str | None:
-        """Why it cannot do that, as the end of a sentence; None if it can."""
+        """Why it lacks the capability, as the end of a sentence; None if it has it."""
 
     # ---- answers ----
 
@@ -80,50 +80,50 @@ class Policy(Protocol):
 
         Args:
             obs: per key, in the dataset's units; images as uint8 or in [0, 1].
-            initial_noise: (B, steps, S) of a `DenoisingPolicy`; None: drawn.
-            generator: source of all random numbers; None: torch's default one.
-            before_step: called before each pass of the network; what it raises ends the answer.
+            initial_noise: (B, steps, S), only for a `DenoisingPolicy`; None: drawn.
+            generator: source of all random numbers; None: torch's default generator.
+            before_step: called before each pass of the network; an exception that it raises aborts the answer.
 
         Returns:
-            "action" (B, Ta, Da), to be executed from now on, and "action_pred" (B, sequence_length, Da).
+            "action" (B, Ta, Da), to be executed from the current step on, and "action_pred" (B, sequence_length, Da).
         """
 
     def camera_features(self, obs: Observations, generator: torch.Generator) -> dict[str, Tensor]:
-        """Per camera its features (B, F) of the first observed step."""
+        """Features (B, F) of the first observed step, per camera."""
 
     # ---- training ----
 
     def draw(self, n: int, generator: torch.Generator) -> Draw:
-        """The random numbers that the loss of n windows takes, (n, ...) each, on the generator's device."""
+        """The random numbers that the loss of n windows needs, (n, ...) each, on the generator's device."""
 
     def loss(self, batch: Mapping[str, Any], draw: Draw, weights: Tensor | None = None) -> Tensor:
         """Mean loss of windows, a scalar.
 
         Args:
             batch: "obs" (B, steps, ...) and "action" (B, T, Da).
-            draw: as :meth:`draw` makes it, for these windows.
-            weights: (B, T, Da) how much each number of the action counts; None: all the same.
+            draw: from :meth:`draw`, for these windows.
+            weights: (B, T, Da) weight of each number in the action; None: all equal.
         """
 
     def parameter_groups(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Groups for AdamW with all options that `optimizer` of the config sets: lr, betas, weight_decay, ..."""
+        """Groups for AdamW with all options that the config's `optimizer` sets: lr, betas, weight_decay, ..."""
 
     def layers_above(self, name: str) -> int:
         """Number of layers between a parameter and the output; the top layer has 0."""
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
-        """Parameters of the observation encoder, which may learn at a rate of its own."""
+        """Parameters of the observation encoder, which may have its own learning rate."""
 
     def set_normalizer(self, normalizer: LinearNormalizer) -> None:
         """Copy the parameters of a normalizer."""
 
 
 class PolicyModule(PlacedModule, Policy):
-    """A policy as the torch module that it is."""
+    """A policy as a torch module."""
 
 
 class NoiseScheduler(Protocol):
-    """What is used of a diffusers scheduler."""
+    """The part of a diffusers scheduler that is used."""
 
     timesteps: Any
     alphas_cumprod: Any
@@ -143,10 +143,10 @@ class NoiseScheduler(Protocol):
 
 @dataclass(frozen=True)
 class PreviousChunk:
-    """What of the last answer was still to be executed when the observation was made.
+    """The part of the last answer that was still to be executed when the observation was made.
 
     Attributes:
-        actions: (B, n, Da) in the dataset's units; the first is at the time of the answer's first executed step.
+        actions: (B, n, Da) in the dataset's units; the first belongs to the time of the answer's first executed step.
         committed: how many of them will have been executed when the answer arrives.
     """
 
@@ -156,11 +156,11 @@ class PreviousChunk:
 
 @runtime_checkable
 class DenoisingPolicy(Protocol):
-    """What only diffusion has; a policy without it has no sampler to choose and starts from no noise.
+    """What only diffusion policies have; other policies have no sampler to choose and do not start from noise.
 
     Attributes:
         noise_scheduler: may be replaced by another one over the same noise levels.
-        num_inference_steps: denoising steps; may be set.
+        num_inference_steps: denoising steps; can be set.
     """
 
     noise_scheduler: NoiseScheduler
@@ -178,7 +178,7 @@ class DenoisingPolicy(Protocol):
         generator: torch.Generator | None = None,
         before_step: Callable[[], None] | None = None,
     ) -> dict[str, Tensor]:
-        """As :meth:`Policy.predict_action`, going on where the last answer leads; committed steps come back equal.
+        """Like :meth:`Policy.predict_action`, but continues the last answer; committed steps are returned unchanged.
 
         ``policy.previous_chunk`` has the mathematics.
         """
@@ -186,15 +186,15 @@ class DenoisingPolicy(Protocol):
 
 @runtime_checkable
 class RecurrentPolicy(Protocol):
-    """What only a policy with a memory has, which answers with classes: it is trained on sequences in their order.
+    """What only policies with memory have. They answer with classes and are trained on sequences in order.
 
-    An action consists of factors, each one of n classes (of VPT, "buttons" and "camera"). A row of a batch is a stream
-    of frames; ``first`` (B, T) bool is true where an episode starts, and hides all that was before it, wherever in a
-    chunk that is. One chunk, its parts one after another, and its frames one at a time give the same.
+    An action consists of factors, each one of n classes (in VPT, "buttons" and "camera"). A row of a batch is a stream
+    of frames; ``first`` (B, T) bool is true where an episode starts, anywhere in a chunk, and hides everything before
+    it. A chunk gives the same results whether it is passed whole, in parts, or frame by frame.
     """
 
     def initial_memory(self, n: int) -> PolicyMemory:
-        """Before the first frame of n episodes."""
+        """The memory before the first frame of n episodes."""
 
     def log_probabilities(
         self, obs: Observations, first: Tensor, memory: PolicyMemory
@@ -222,7 +222,7 @@ class RecurrentPolicy(Protocol):
             obs: per key (B, T, ...); T = 1 in a closed loop.
             first: (B, T).
             memory: of the frames before.
-            generator: actions are drawn with it; None: the most probable one.
+            generator: draws the actions; None: the most probable one is taken.
 
         Raises:
             PolicyError: observations do not fit.
@@ -236,15 +236,15 @@ class Denoiser(Protocol):
         """Prepare for the sampler's timesteps."""
 
     def set_condition(self, features: Tensor) -> None:
-        """Take the observations of a request, features (To, Do)."""
+        """Set the observations of a request, features (To, Do)."""
 
     def predict(self, sample: Tensor, timestep: int) -> Tensor:
-        """What the network predicts for (1, t, S); valid until the next call."""
+        """The network's prediction for (1, t, S); valid until the next call."""
 
 
 @runtime_checkable
 class RecordableDenoiser(Denoiser, Protocol):
-    """A denoiser whose step touches only memory that it owns, so that it can be recorded.
+    """A denoiser whose step touches only memory that it owns, so that it can be captured as a CUDA graph.
 
     Attributes:
         device: where its memory is.
@@ -255,14 +255,14 @@ class RecordableDenoiser(Denoiser, Protocol):
     sample_shape: tuple[int, int, int]
 
     def set_time(self, timestep: int) -> None:
-        """Choose one of the timesteps that were set."""
+        """Choose one of the timesteps set before."""
 
     def step(self, sample: Tensor) -> Tensor:
         """Prediction for (1, t, S) at that time."""
 
 
 class AcceleratedPolicy(Policy, DenoisingPolicy, Protocol):
-    """What the fast engine asks of a policy that does not lack it."""
+    """What the fast engine requires of a policy that supports it."""
 
     obs_encoder: ObsEncoder
     eta: float | None
@@ -275,6 +275,6 @@ class AcceleratedPolicy(Policy, DenoisingPolicy, Protocol):
         """The fastest denoiser for one robot on this device.
 
         Args:
-            precision: "float32" or "bfloat16", of what is multiplied.
-            rows: denoise only so many first steps; None: all.
+            precision: "float32" or "bfloat16", of the operands of products.
+            rows: denoise only this many first steps; None: all.
         """

@@ -1,4 +1,4 @@
-"""The sampler that is used when none is chosen; light to import, so that command lines can show it."""
+"""The sampler used when none is chosen; light to import, so that command lines can show it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ class Sampler:
         return f"{self.scheduler}, {self.steps} steps"
 
 
-# What a policy is measured with while it trains, evaluated, tuned and served with, unless another is asked for.
-# config/train_cogact_robot.yaml (sampler) and config/serve.yaml (engine) show users the same; a test holds them to it.
+# The sampler of measurements in training, evaluation, tuning and serving, unless another is requested.
+# config/train_cogact_robot.yaml (sampler) and config/serve.yaml (engine) show users the same values; a test keeps them
+# equal.
 DEFAULT_SAMPLER = Sampler("ddim", 8)
 
 
 def sampler_of_training(provenance: Mapping[str, Any] | None, cfg: Mapping[str, Any] | None) -> Sampler | None:
-    """The sampler that a checkpoint was measured with while it was trained, and best.ckpt chosen; None if not stored.
+    """The sampler with which a checkpoint was measured in training and best.ckpt chosen; None if not stored.
 
     Args:
-        provenance: of the checkpoint. Older ones of this project say it in their config only.
+        provenance: of the checkpoint. Older checkpoints of this project store it only in their config.
         cfg: its config.
     """
     measured: Any = provenance or {}
@@ -42,10 +43,10 @@ def sampler_of_training(provenance: Mapping[str, Any] | None, cfg: Mapping[str, 
 
 
 def sampler_note(trained: Sampler | None, runs: Sampler) -> str | None:
-    """A sentence where a policy runs with another sampler than its figures in training are of; None if it does not."""
+    """A note if a policy runs with a sampler other than that of its training figures; None if they are the same."""
     if trained is None or trained == runs:
         return None
     return (
-        f"this runs {runs}; the checkpoint was measured and chosen with {trained} while it was trained, so its figures "
-        "there are not those of this sampler"
+        f"this runs {runs}; the checkpoint was measured and chosen with {trained} in training, so its training "
+        "figures do not apply to this sampler"
     )

@@ -1,6 +1,6 @@
 """What diffusion policies on images and states share: features, sampling, the loss, the normalizer.
 
-A class adds its denoiser: what it is made of, what it is conditioned on, and what its tensors are called.
+A subclass adds its denoiser: its structure, its conditioning, and the names of its tensors.
 
 Legend of shapes: B batch, T horizon, To observation steps, Ta executed steps, Da action width, Do feature width.
 """
@@ -31,8 +31,8 @@ RANDOM_CROPS = "its crops are random (eval_fixed_crop False)"
 class DiffusionImagePolicy(PolicyModule):
     """Denoises T actions, given the last To observations, and executes Ta of them.
 
-    A class sets all options as attributes, then calls :meth:`_build`. Observations are a condition of the denoiser, or
-    part of the sample and kept there by inpainting: :attr:`observes_by_condition`.
+    A subclass sets all options as attributes, then calls :meth:`_build`. Observations either condition the denoiser or
+    are part of the sample and kept there by inpainting: :attr:`observes_by_condition`.
 
     Attributes:
         condition_option: the option that chooses between the two.
@@ -59,7 +59,7 @@ class DiffusionImagePolicy(PolicyModule):
     model: nn.Module
 
     def _build(self) -> None:
-        """Check the options and make the parts, in the order of existing files."""
+        """Check the options and create the parts, in the order of existing files."""
         self._check_options()
         self.spec = read_shape_meta(self.shape_meta)
         self.action_dim = self.spec.action_dim
@@ -81,11 +81,11 @@ class DiffusionImagePolicy(PolicyModule):
         )
         self.normalizer = LinearNormalizer()
 
-    # ---- what a class brings ----
+    # ---- what a subclass provides ----
 
     @property
     def observes_by_condition(self) -> bool:
-        """Whether features are a condition of the denoiser, not part of the sample."""
+        """Whether features condition the denoiser instead of being part of the sample."""
         return bool(getattr(self, self.condition_option))
 
     @abc.abstractmethod
@@ -96,7 +96,7 @@ class DiffusionImagePolicy(PolicyModule):
         """Mask (B, T, S) of the known entries of an inpainted sample, in training."""
         return clean
 
-    # ---- what is known, and what is to be denoised ----
+    # ---- what is known, and what is denoised ----
 
     @property
     def sequence_length(self) -> int:
@@ -115,18 +115,18 @@ class DiffusionImagePolicy(PolicyModule):
 
     @property
     def _executed(self) -> slice:
-        """The Ta steps of T that are executed, from now on."""
+        """The Ta of T steps that are executed, from the current one on."""
         return slice(self.n_obs_steps - 1, self.n_obs_steps - 1 + self.n_action_steps)
 
     def lacks(self, capability: Capability) -> str | None:
-        """Why it cannot do that; None if it can."""
+        """Why it lacks the capability; None if it has it."""
         if capability == "previous_chunk":
             return None
         if capability == "loss_weights":
             reason = f"the sample holds features, too ({self.condition_option} False)"
             return None if self.observes_by_condition else reason
         if not self.observes_by_condition:
-            return f"its observations are no condition ({self.condition_option} False)"
+            return f"its observations are not a condition ({self.condition_option} False)"
         return None if self.crop_shape is None or self.eval_fixed_crop else RANDOM_CROPS
 
     def _features(
@@ -138,7 +138,7 @@ class DiffusionImagePolicy(PolicyModule):
         return self.obs_encoder(steps, generator).unflatten(0, (-1, n_steps))
 
     def camera_features(self, obs: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Per camera its features (B, 64) of the first observed step, as the denoiser gets them."""
+        """Features (B, 64) of the first observed step as the denoiser gets them, per camera."""
         features = self._features(obs, 1, generator, check_finite=True)[:, 0]
         widths = [IMAGE_FEATURES if field.kind == "rgb" else field.shape[0] for field in self.spec.obs]
         parts = zip(self.spec.obs, features.split(widths, dim=1), strict=True)
@@ -156,15 +156,15 @@ class DiffusionImagePolicy(PolicyModule):
         """Denoise a sequence of actions.
 
         Args:
-            obs: per key (B, To or more, ...), the first To steps count: images (C, H, W) as uint8 or floats in [0, 1],
-                states in their own units. Nothing is filled in: a missing key or step is an error.
+            obs: per key (B, To or more, ...), of which the first To steps are used: images (C, H, W) as uint8 or floats
+                in [0, 1], states in their own units. Nothing is filled in: a missing key or step is an error.
             initial_noise: what denoising starts from, (B, *sample_shape); None: drawn.
-            generator: source of all random numbers; None: torch's default one.
-            before_step: called before each denoising step; what it raises ends denoising.
+            generator: source of all random numbers; None: torch's default generator.
+            before_step: called before each denoising step; an exception that it raises ends denoising.
 
         Returns:
-            "action" (B, Ta, Da), to be executed from now on, and "action_pred" (B, sequence_length, Da), all that was
-            denoised, in the dataset's units.
+            "action" (B, Ta, Da), to be executed from the current step on, and "action_pred" (B, sequence_length, Da),
+            everything that was denoised, in the dataset's units.
 
         Raises:
             PolicyError: an observation, the noise or the scheduler's setting does not fit.
@@ -180,7 +180,8 @@ class DiffusionImagePolicy(PolicyModule):
         generator: torch.Generator | None = None,
         before_step: Callable[[], None] | None = None,
     ) -> dict[str, Tensor]:
-        """As :meth:`predict_action`, held to what is still executed of the last answer; see ``previous_chunk``."""
+        """Like :meth:`predict_action`, held to the part of the last answer still in execution; see
+        ``previous_chunk``."""
         return self._answer(obs, previous, initial_noise, generator, before_step)
 
     @torch.no_grad()
@@ -215,7 +216,7 @@ class DiffusionImagePolicy(PolicyModule):
         generator: torch.Generator | None,
         before_step: Callable[[], None] | None,
     ) -> Tensor:
-        """From noise to a normalized sample, by the scheduler's steps; entries in ``mask`` are held at ``known``."""
+        """From noise to a normalized sample, in the scheduler's steps; entries in ``mask`` are held at ``known``."""
         scheduler, options = self.noise_scheduler, self._step_options()
         if not 1 <= self.num_inference_steps <= scheduler.config.num_train_timesteps:
             raise PolicyError(
@@ -269,7 +270,7 @@ class DiffusionImagePolicy(PolicyModule):
         self.normalizer.to(self.device)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch does; the normalizer's entries are those of the file, moved to where the policy is."""
+        """Like torch's; the normalizer's entries are the file's, moved to the policy's device."""
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         self.normalizer.to(self.device)
         return result
@@ -297,10 +298,10 @@ class DiffusionImagePolicy(PolicyModule):
         Args:
             batch: "obs" as in :meth:`predict_action`, with T steps if observations are inpainted, else To or more;
                 "action" (B, T, Da) in the dataset's units.
-            noise: of the shape of a sample, see :meth:`predict_action`; None: drawn.
+            noise: in the shape of a sample, see :meth:`predict_action`; None: drawn.
             timesteps: (B,) diffusion times from 0 on; None: drawn uniformly.
-            weights: (B, T, Da) how much each number of the action counts in the mean; None: all the same. Only where a
-                sample is nothing but actions.
+            weights: (B, T, Da) weight of each number in the action in the mean; None: all equal. Only for samples that
+                hold nothing but actions.
 
         Raises:
             PolicyError: a shape, type or image value does not fit, or weights are given for an inpainted sample.
@@ -318,12 +319,12 @@ class DiffusionImagePolicy(PolicyModule):
         noisy = torch.where(mask, held, self._add_noise(clean, noise, timesteps))
         prediction = self.model(noisy, timesteps, cond)
         target = noise if self.noise_scheduler.config.prediction_type == "epsilon" else clean
-        # Known entries count as 0, and the mean is over all: the reference's weighting.
+        # Known entries count as 0, and the mean is over all entries: the reference's weighting.
         errors = functional.mse_loss(prediction, target, reduction="none") * ~mask
         return errors.mean() if weights is None else (errors * self._loss_weights(weights, batch["action"])).mean()
 
     def _loss_weights(self, weights: Tensor, action: Tensor) -> Tensor:
-        """Weights of the steps that are denoised."""
+        """Weights of the denoised steps."""
         if not self.observes_by_condition:
             raise PolicyError(
                 f"loss weights count actions, but an inpainted sample holds features too; set {self.condition_option}"
@@ -333,11 +334,11 @@ class DiffusionImagePolicy(PolicyModule):
         return self._steps_denoised(weights)
 
     def _steps_denoised(self, steps: Tensor) -> Tensor:
-        """Of T steps (B, T, ...) those that a sample holds."""
+        """Those of T steps (B, T, ...) that a sample holds."""
         return steps
 
     def _training_sample(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Normalized sample without noise, what is held of it where it is known, and the condition."""
+        """Normalized sample without noise, the mask and values of its known entries, and the condition."""
         action, expected = batch["action"], (self.horizon, self.action_dim)
         if tuple(action.shape[1:]) != expected:
             raise PolicyError(f"actions have shape {tuple(action.shape)}; expected (B, {expected[0]}, {expected[1]})")
@@ -349,7 +350,7 @@ class DiffusionImagePolicy(PolicyModule):
         if self.observes_by_condition:
             clean = self._steps_denoised(action)
             return clean, clean, features
-        # Detached as in the reference: features that are their own target would learn to be nothing.
+        # Detached as in the reference: features that are their own target would collapse to zero.
         clean = torch.cat((action, features), dim=-1).detach()
         return clean, self._held_in_training(clean, features), None
 
@@ -376,7 +377,7 @@ class DiffusionImagePolicy(PolicyModule):
             raise PolicyError(f"{low[0]} is {getattr(self, low[0])}; expected 1 or more")
 
     def _check_options(self) -> None:
-        """Refuse options that exclude each other, before anything is built."""
+        """Refuse incompatible options, before anything is built."""
         self._check_counts()
         last = self.n_obs_steps - 1 + self.n_action_steps
         if last > self.horizon:
@@ -390,7 +391,7 @@ class DiffusionImagePolicy(PolicyModule):
 
 
 def crop_size(crop_shape: Sequence[int] | None) -> tuple[int, int] | None:
-    """The option crop_shape, checked; PolicyError if it is no pair of sizes."""
+    """The option crop_shape, checked; PolicyError if it is not a pair of sizes."""
     if crop_shape is None:
         return None
     if len(crop_shape) != 2 or min(crop_shape) < 1:

@@ -1,6 +1,6 @@
 """Diffusion policy on images and states, with a transformer as denoiser (Chi et al. 2023).
 
-Equal to the public reference in parameter names and numbers: its checkpoints run here, and ours there.
+Parameter names and outputs are those of the public reference: its checkpoints run here, and ours there.
 
 Legend of shapes: B batch, T horizon, To observation steps, Ta executed steps, Da action width, Do feature width.
 """
@@ -40,23 +40,24 @@ class DiffusionTransformerHybridImagePolicy(DiffusionImagePolicy):
 
     Args:
         shape_meta: observation keys and action width, see ``spec.read_shape_meta``.
-        noise_scheduler: a diffusers scheduler (DDPM for training); may be replaced by another one later.
+        noise_scheduler: a diffusers scheduler (DDPM for training); may be replaced later.
         horizon: T.
         n_action_steps: Ta.
         n_obs_steps: To.
-        num_inference_steps: denoising steps; None: as many as the scheduler trains with. May be set later.
+        num_inference_steps: denoising steps; None: as many as the scheduler trains with. Can be set later.
         crop_shape: (h, w) of the image crop; None: whole images.
         obs_encoder_group_norm: GroupNorm instead of BatchNorm; the EMA copy needs it.
-        eval_fixed_crop: center crop outside training; False crops at random there too, as the reference does.
+        eval_fixed_crop: center crop outside training; False: random crops there too, as in the reference.
         n_layer, n_cond_layers, n_head, n_emb, p_drop_emb, p_drop_attn, causal_attn, time_as_cond: the denoiser, see
             :class:`TransformerForDiffusion`.
-        obs_as_cond: features are a condition; False: they are part of the sample and kept there by inpainting.
+        obs_as_cond: features are the condition; False: they are part of the sample and kept there by inpainting.
         pred_action_steps_only: denoise only the Ta executed steps.
-        color_jitter: see ``model.image_augmentation.ColorJitter``; after the crop, while training; None: off.
+        color_jitter: see ``model.image_augmentation.ColorJitter``; applied after the crop, in training only; None: off.
         eta: for schedulers that take it (DDIM: 0 deterministic, 1 as random as DDPM); None: the scheduler's default.
-        encoder_width, encoder_stride: channels of the image encoder's first stage and pixels a cell of its last map,
+        encoder_width, encoder_stride: channels of the image encoder's first stage and pixels per cell of its last map,
             see :class:`ObsEncoder`; 64 and 32 are ResNet-18, as in the reference.
-        encoder_activation: what image features end in, "relu" as in the reference or "none"; see :class:`ObsEncoder`.
+        encoder_activation: final activation of image features, "relu" as in the reference, or "none"; see
+            :class:`ObsEncoder`.
 
     Every option is an attribute of the same name.
 
@@ -167,11 +168,11 @@ class DiffusionTransformerHybridImagePolicy(DiffusionImagePolicy):
         return is_foldable(self.model) and self.causal_attn and not self.pred_action_steps_only
 
     def make_denoiser(self, precision: str, rows: int | None) -> FastDenoiser | FullDenoiser:
-        """The fastest denoiser for one robot that the model and the device allow.
+        """The fastest denoiser for one robot that model and device allow.
 
         Args:
-            precision: "float32" or "bfloat16", of what is multiplied.
-            rows: denoise only so many first steps; None: all.
+            precision: "float32" or "bfloat16", of the operands of products.
+            rows: denoise only this many first steps; None: all.
         """
         if not is_foldable(self.model):
             return FullDenoiser(self.model)
@@ -181,7 +182,7 @@ class DiffusionTransformerHybridImagePolicy(DiffusionImagePolicy):
     # ---- what learns ----
 
     def parameter_groups(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Three groups in the reference's order: denoiser matrices, the rest of it, observation encoder.
+        """Three groups in the reference's order: matrices of the denoiser, the rest of it, observation encoder.
 
         Args:
             settings: learning_rate, betas, transformer_weight_decay and obs_encoder_weight_decay.

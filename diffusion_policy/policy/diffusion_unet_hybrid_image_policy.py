@@ -1,6 +1,6 @@
 """Diffusion policy on images and states, with a convolutional UNet as denoiser (Chi et al. 2023).
 
-Equal to the public reference in parameter names and numbers: its checkpoints run here, and ours there.
+Parameter names and outputs are those of the public reference: its checkpoints run here, and ours there.
 
 Legend of shapes: B batch, T horizon, To observation steps, Ta executed steps, Da action width, Do feature width.
 """
@@ -33,23 +33,24 @@ class DiffusionUnetHybridImagePolicy(DiffusionImagePolicy):
 
     Args:
         shape_meta: observation keys and action width, see ``spec.read_shape_meta``.
-        noise_scheduler: a diffusers scheduler (DDPM for training); may be replaced by another one later.
+        noise_scheduler: a diffusers scheduler (DDPM for training); may be replaced later.
         horizon: T, a multiple of 2 ** (levels - 1).
         n_action_steps: Ta.
         n_obs_steps: To.
-        num_inference_steps: denoising steps; None: as many as the scheduler trains with. May be set later.
-        obs_as_global_cond: features of the To steps are a condition; False: features of all T steps are part of the
-            sample, those of the first To kept there by inpainting (training then needs T observed steps).
+        num_inference_steps: denoising steps; None: as many as the scheduler trains with. Can be set later.
+        obs_as_global_cond: features of the To steps are the condition; False: features of all T steps are part of the
+            sample, and those of the first To are kept there by inpainting (training then needs T observed steps).
         crop_shape: (h, w) of the image crop; None: whole images.
         diffusion_step_embed_dim, down_dims, kernel_size, n_groups, cond_predict_scale: the denoiser, see
             :class:`ConditionalUnet1D`.
         obs_encoder_group_norm: GroupNorm instead of BatchNorm; the EMA copy needs it.
-        eval_fixed_crop: center crop outside training; False crops at random there too, as the reference does.
-        color_jitter: see ``model.image_augmentation.ColorJitter``; after the crop, while training; None: off.
+        eval_fixed_crop: center crop outside training; False: random crops there too, as in the reference.
+        color_jitter: see ``model.image_augmentation.ColorJitter``; applied after the crop, in training only; None: off.
         eta: for schedulers that take it (DDIM: 0 deterministic, 1 as random as DDPM); None: the scheduler's default.
-        encoder_width, encoder_stride: channels of the image encoder's first stage and pixels a cell of its last map,
+        encoder_width, encoder_stride: channels of the image encoder's first stage and pixels per cell of its last map,
             see :class:`ObsEncoder`; 64 and 32 are ResNet-18, as in the reference.
-        encoder_activation: what image features end in, "relu" as in the reference or "none"; see :class:`ObsEncoder`.
+        encoder_activation: final activation of image features, "relu" as in the reference, or "none"; see
+            :class:`ObsEncoder`.
 
     Every option is an attribute of the same name.
 
@@ -127,14 +128,14 @@ class DiffusionUnetHybridImagePolicy(DiffusionImagePolicy):
             )
 
     def _held_in_training(self, clean: Tensor, features: Tensor) -> Tensor:
-        # Not detached as in the reference: through these entries, and no others, the encoder gets its gradient.
+        # As in the reference, not detached: the encoder gets its gradient through these entries only.
         return torch.cat((clean[..., : self.action_dim], features), dim=-1)
 
     # ---- serving ----
 
     @property
     def denoises_in_part(self) -> bool:
-        """Whether the first steps can be denoised without the later ones: convolutions see both sides."""
+        """False: convolutions see both sides, so the first steps cannot be denoised without the later ones."""
         return False
 
     def make_denoiser(self, precision: str, rows: int | None) -> FullDenoiser:
@@ -145,13 +146,13 @@ class DiffusionUnetHybridImagePolicy(DiffusionImagePolicy):
     # ---- what learns ----
 
     def parameter_groups(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """One group of everything but the normalizer, biases and norms decayed too, as in the reference.
+        """One group of everything except the normalizer; weight decay includes biases and norms, as in the reference.
 
         Args:
-            settings: options of torch's AdamW, its own defaults for those that are absent; `_target_` may name it.
+            settings: options of torch's AdamW, with torch's defaults for missing ones; `_target_` may name it.
 
         Raises:
-            PolicyError: another optimizer, or an option that is none of these.
+            PolicyError: another optimizer, or an unknown option.
         """
         options = {**ADAMW, **{name: value for name, value in settings.items() if name != "_target_"}}
         target = settings.get("_target_", OPTIMIZER)
@@ -164,7 +165,7 @@ class DiffusionUnetHybridImagePolicy(DiffusionImagePolicy):
     def layers_above(self, name: str) -> int:
         """Number of blocks between a parameter and the output; the last upward one has 0, like the output itself.
 
-        The embedding of the time and the observation encoder are below all blocks.
+        The time embedding and the observation encoder are below all blocks.
         """
         levels = len(self.down_dims)
         if name.startswith("model.final_conv."):

@@ -1,9 +1,9 @@
-"""A head for MineDojo's slots: one linear layer each on VPT's latent, as a public guide builds it.
+"""A head for MineDojo's slots: one linear layer per slot on VPT's latent, as a public guide builds it.
 
-It stands next to VPT's joint head, so that both can be compared on the same frames: slots are translated from and to
-VPT's 22 numbers by `minecraft.minedojo`. What a turn loses by rounding is carried to the next frame of its episode.
+It exists next to VPT's joint head, so that both can be compared on the same frames: `minecraft.minedojo` translates
+between slots and VPT's 22 numbers. What rounding takes from a turn is carried over to the next frame of the episode.
 
-Legend of shapes: B episodes, T frames, F features, n choices of a slot.
+Legend of shapes: B episodes, T frames, F features, n choices per slot.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class MineDojoHead(nn.ModuleDict):
 
     Args:
         features: F.
-        space: whose slots.
+        space: that defines the slots.
     """
 
     def __init__(self, features: int, space: MineDojoSpace) -> None:
@@ -46,10 +46,10 @@ class MineDojoHead(nn.ModuleDict):
         Args:
             numbers: (B, T, 22).
             first: (B, T), where episodes start.
-            owed: (B, 2) degrees of pitch and yaw that were left over before.
+            owed: (B, 2) degrees of pitch and yaw left over from earlier frames.
 
         Returns:
-            Choices (B, T) by slot, and (B, 2) degrees that are left over.
+            Choices (B, T) by slot, and (B, 2) degrees left over.
         """
         found = np.zeros((*numbers.shape[:2], len(SLOTS)), dtype=np.int64)
         left = np.zeros((len(numbers), 2))

@@ -1,6 +1,6 @@
-"""Checks of what a policy is given, before any of it reaches the network.
+"""Checks a policy's input before any of it reaches the network.
 
-A robot acts on the answer: what does not fit is refused, never reshaped, clipped or filled.
+A robot acts on the answer, so input that does not fit is refused, never reshaped, clipped or filled in.
 
 Legend of shapes: B batch, To observation steps, C H W image, D width of a low-dimensional key.
 """
@@ -17,7 +17,7 @@ from diffusion_policy.spec import ObsField, StepSpec
 
 
 class PolicyError(WorkspaceError, ValueError):
-    """The policy's options exclude each other, or it was given something it cannot act on."""
+    """The policy's options are incompatible, or it cannot act on its input."""
 
 
 def observation_batch(
@@ -26,11 +26,11 @@ def observation_batch(
     """The first ``n_steps`` observed steps, as floats on ``device``.
 
     Args:
-        spec: the expected keys; others in ``obs`` are not read.
+        spec: the expected keys; others in ``obs`` are ignored.
         obs: per key (B, at least n_steps, ...): images (C, H, W) as uint8 or as floats in [0, 1], states (D,).
         n_steps: steps to take.
         device: where the policy is.
-        check_finite: refuse states that are NaN or infinite. It waits for the device; training does without, since
+        check_finite: refuse states that are NaN or infinite. This waits for the device; training does without, since
             its loss shows them.
 
     Returns:
@@ -69,7 +69,7 @@ def _image(field: ObsField, value: Tensor) -> Tensor:
         return value.float() / 255
     if not value.is_floating_point():
         raise PolicyError(f"images {field.key!r} are {value.dtype}; expected uint8, or floats in [0, 1]")
-    if not ((value >= 0) & (value <= 1)).all():  # false for NaN too
+    if not ((value >= 0) & (value <= 1)).all():  # also false for NaN
         raise PolicyError(
             f"images {field.key!r} hold values from {value.min():.4g} to {value.max():.4g}; "
             "floats must be in [0, 1] (pass raw pixels as uint8)"

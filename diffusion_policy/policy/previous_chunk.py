@@ -1,23 +1,24 @@
 """Real-time chunking for diffusion: a chunk that continues the previous one, which is still being executed.
 
-While a policy computes, the arm executes on. The first steps of the new answer will have been executed by the old one
-when it arrives (committed), and the steps after them are planned by both. Black, Galliker and Levine (Real-Time
-Execution of Action Chunking Flow Policies, 2025) keep the committed steps of a flow policy and guide the overlap by
-weights w that fall from 1 to 0 (their equation 5), with a gradient through the network. Here x0, the clean sample that
-a denoising step predicts from x_t, is changed before the scheduler takes its step, which needs no gradient:
+While a policy computes, the arm keeps executing. When the new answer arrives, its first steps will already have been
+executed from the old one (committed), and both answers cover the steps after them. Black, Galliker and Levine
+(Real-Time Execution of Action Chunking Flow Policies, 2025) keep the committed steps of a flow policy and guide the
+overlap with weights w that fall from 1 to 0 (their equation 5), using a gradient through the network. Here x0, the
+clean sample that a denoising step predicts from x_t, is changed before the scheduler takes its step, which needs no
+gradient:
 
     x0 <- x0 + a C e      e = w (y - x0), y previous steps; C e = (f(x_t + h e) - f(x_t)) / h, f: x_t to x0
     x0 <- w y + (1 - w) x0
 
-The second line is inpainting by the clean sample: where w = 1, x_t continues as y at the scheduler's noise level, in
-the one noise that it has (DDIM) or drawn given y (DDPM). It leaves the steps after y to the network, which often keeps
-to the way that its noise began, although y went another. The first line is the condition on y
-for all steps: by Tweedie's formula the covariance of the clean sample given x_t is proportional to the Jacobian of f,
-which is symmetric for the optimal f, so that the product with e, one pass of the network at a point nearby, says where
-y leads the other steps (pseudo-inverse guidance, Song et al. 2023, has the product from the other side, by a
-gradient; of causal attention that would be the wrong side). The factor a, (e e) / (e C e) over the committed steps, is
-the first step of conjugate gradients for the equation C z = e. A quarter of the denoising steps is corrected, those of
-the strongest noise, in which a way is chosen: two passes more for eight steps.
+The second line is inpainting of the clean sample: where w = 1, x_t continues as y at the scheduler's noise level, with
+its existing noise (DDIM) or drawn given y (DDPM). It leaves the steps after y to the network, which often keeps to the
+mode that its noise started in, even if y took another. The first line conditions all steps on y: by Tweedie's formula
+the covariance of the clean sample given x_t is proportional to the Jacobian of f, which is symmetric for the optimal f,
+so the product with e, one pass of the network at a nearby point, says where y leads the other steps (pseudo-inverse
+guidance, Song et al. 2023, takes the product from the other side, by a gradient; with causal attention that would be
+the wrong side). The factor a, (e e) / (e C e) over the committed steps, is the first step of conjugate gradients for
+the equation C z = e. The quarter of the denoising steps with the strongest noise, in which a mode is chosen, is
+corrected: two more passes for eight steps.
 
 Legend of shapes: B batch, T steps of a sample, S its width, n previous steps, Da action width.
 """
@@ -34,28 +35,28 @@ from diffusion_policy.policy.contract import NoiseScheduler
 from diffusion_policy.policy.observation_batch import PolicyError
 
 # Share of the denoising steps that are corrected; root mean square of h e at committed steps, in normalized actions;
-# the share of e e that is added to e C e, so that a network which hardly responds is not followed far.
+# the share of e e that is added to e C e, so that a network that hardly responds is not followed far.
 CORRECTED = 0.25
 _NEARBY = 0.2
 _FIRM = 1e-2
 
 
 def overlap_weights(count: int, committed: int) -> Tensor:
-    """(count,) how much each previous step holds: 1 if committed, then c (e^c - 1) / (e - 1), c falling to 0."""
+    """(count,) weight of each previous step: 1 if committed, then c (e^c - 1) / (e - 1), with c falling to 0."""
     falls = [(count - step) / (count - committed + 1) for step in range(committed, count)]
     soft = [share * math.expm1(share) / math.expm1(1.0) for share in falls]
     return torch.tensor([1.0] * committed + soft)
 
 
 class HeldChunk:
-    """The previous chunk in the sample of one request: what is held, and how firmly.
+    """The previous chunk within the sample of one request: what is held, and with which weights.
 
     Args:
         known: (B, n, Da) normalized previous actions.
         committed: how many of them will have been executed.
         first: index in the sample of the first executed step.
-        sample: (B, T, S) the request's noise; its actions are its first Da columns.
-        scheduler: that denoises; its timesteps are set.
+        sample: (B, T, S) the request's noise; its first Da columns are the actions.
+        scheduler: the denoising scheduler, with its timesteps set.
 
     Raises:
         PolicyError: the previous actions do not fit the sample.
@@ -80,16 +81,16 @@ class HeldChunk:
         self._known[:, rows, columns] = known[:, :n_left].to(sample)
         self._weights[:, rows, columns] = overlap_weights(count, committed)[:n_left, None].to(sample)
         self._committed, self._held = self._weights == 1, self._weights > 0
-        # Where the response is measured: at steps that no later one changes, also where only the first are denoised.
+        # The response is measured at steps that no later step changes, even if only the first steps are denoised.
         self._measured = slice(first, first + max(committed, 1)), columns
 
     def guided(self, predict: Callable[[Tensor], Tensor], timestep: Tensor | int, sample: Tensor) -> Tensor:
-        """What the network predicts for a sample (B, T, S), changed to lead where the previous chunk does.
+        """The network's prediction for a sample (B, T, S), changed to follow the previous chunk.
 
         Args:
             predict: the network at this time; its result must outlive the next call.
             timestep: diffusion time, an index of the noise levels.
-            sample: to be denoised by the scheduler's next step with the result.
+            sample: input of the scheduler's next step, which uses the result.
         """
         level = self._levels[timestep].to(sample)
         signal, noise = level.sqrt(), (1 - level).sqrt()
@@ -109,16 +110,16 @@ class HeldChunk:
         return torch.where(clean == own, prediction, (sample - signal * clean) / noise)
 
     def settled(self, sample: Tensor) -> Tensor:
-        """The denoised sample, with the committed steps as they were given."""
+        """The denoised sample, with the committed steps exactly as given."""
         return torch.where(self._committed, self._known, sample)
 
     def _clean(self, prediction: Tensor, sample: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-        """The clean sample of a prediction, clipped where the scheduler clips it."""
+        """The clean sample of a prediction, clipped if the scheduler clips it."""
         clean = (sample - noise * prediction) / signal if self._predicts_noise else prediction
         return clean.clamp(-self._clip, self._clip)
 
     def _factor(self, error: Tensor, response: Tensor) -> Tensor:
-        """(B, 1, 1) how far to follow the response; 0 where the network answers the other way."""
+        """(B, 1, 1) how far to follow the response; 0 where the network responds in the opposite direction."""
         there = error[:, *self._measured]
         wanted = there.square().sum(dim=(1, 2), keepdim=True)
         answered = (there * response[:, *self._measured]).sum(dim=(1, 2), keepdim=True)

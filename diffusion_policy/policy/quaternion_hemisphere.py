@@ -17,11 +17,10 @@ FloatArray = NDArray[np.float64]
 
 
 class QuaternionHemisphere:
-    """Turns observed quaternions to the side on which they were recorded.
+    """Flips observed quaternions to the hemisphere in which they were recorded.
 
     Args:
-        mean: (4,) mean quaternion of training, xyzw; None if there is none, or where signs were mixed: nothing is
-            turned.
+        mean: (4,) mean quaternion in training, xyzw; None if there is none or signs were mixed: nothing is flipped.
     """
 
     def __init__(self, mean: FloatArray | None) -> None:
@@ -29,7 +28,7 @@ class QuaternionHemisphere:
 
     @classmethod
     def of(cls, spec: StepSpec, normalizer: Any, arm: str = "") -> QuaternionHemisphere:
-        """The side of a policy, by the statistics in its normalizer; ``arm``: its name where there are several."""
+        """A policy's hemisphere, from the statistics in its normalizer; ``arm``: its name if there are several."""
         for entry in spec.low_dim:
             columns = quaternion_columns(entry, arm)
             if columns:
@@ -39,7 +38,7 @@ class QuaternionHemisphere:
         return cls(None)
 
     def turned(self, states: FloatArray, columns: Sequence[int]) -> FloatArray:
-        """States (To, D), with the quaternions in ``columns`` continuous and on that side; the others as they are."""
+        """States (To, D) whose quaternions in ``columns`` are continuous and in that hemisphere; the rest unchanged."""
         if self._mean is None or not columns:
             return states
         columns, turned = list(columns), states.copy()
@@ -50,7 +49,7 @@ class QuaternionHemisphere:
 
 
 class QuaternionHemispheres:
-    """The sides of a policy's arms.
+    """The hemispheres of a policy's arms.
 
     Args:
         spec: of the policy.
@@ -62,7 +61,7 @@ class QuaternionHemispheres:
         self._hemispheres = {name: QuaternionHemisphere.of(spec, normalizer, name) for name in names}
 
     def turned(self, states: FloatArray, arms: Sequence[Arm]) -> FloatArray:
-        """States (To, D) that hold these arms, each quaternion continuous and on its side; the others as they are."""
+        """States (To, D) of these arms, each quaternion continuous and in its hemisphere; other numbers unchanged."""
         for arm in arms:
             if arm.representation == "quaternion" and arm.name in self._hemispheres:
                 states = self._hemispheres[arm.name].turned(states, arm.rotation)
@@ -70,7 +69,7 @@ class QuaternionHemispheres:
 
 
 def quaternion_columns(entry: ObsField, arm: str = "") -> list[int]:
-    """Where the quaternion of an arm is in a low-dimensional entry, xyzw; empty if it has none."""
+    """Columns of an arm's quaternion (xyzw) in a low-dimensional entry; empty if it has none."""
     named = (each for each in arms_of(entry.names) if each.name == arm and each.representation == "quaternion")
     return next((list(each.rotation) for each in named), [])
 

@@ -1,6 +1,6 @@
 """The policy classes that a config or a checkpoint may name; nothing else is built from a checkpoint.
 
-A class is known by its path, since files name it by path (`policy._target_`), and loaded when it is asked for.
+A class is known by its path, since files name it by path (`policy._target_`), and is imported on demand.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ POLICY_TARGETS = (
 
 
 def policy_class(target: Any) -> type[PolicyModule]:
-    """The class of that path.
+    """The class with that path.
 
     Raises:
         PolicyError: it is not one of `POLICY_TARGETS`.
@@ -40,9 +40,10 @@ def policy_class(target: Any) -> type[PolicyModule]:
 
 
 def class_of_options(options: Mapping[str, Any]) -> type[PolicyModule]:
-    """The class whose names and axes a `policy` section is read by.
+    """The class by whose names and axes a `policy` section is read.
 
-    One that names no class, or one from elsewhere (a fork's path), is read as the first class. Nothing is built here.
+    A section that names no class, or one from elsewhere (a fork's path), is read as the first class. Nothing is built
+    here.
     """
     target = options.get("_target_")
     return policy_class(target if target in POLICY_TARGETS else POLICY_TARGETS[0])
@@ -69,15 +70,15 @@ def refuse_memory(options: Mapping[str, Any], where: object) -> None:
 
 
 def policy_classes() -> tuple[type[PolicyModule], ...]:
-    """All of them."""
+    """All policy classes."""
     return tuple(policy_class(target) for target in POLICY_TARGETS)
 
 
 def described_weights(content: Any, where: str) -> Described | None:
-    """Bare weights of a class whose shapes tell its options, with a config; None of anything else.
+    """Bare weights of a class whose options follow from shapes, with a config; None for anything else.
 
     Raises:
-        WorkspaceError: they are such weights under other names; says what puts them right.
+        WorkspaceError: they are such weights under other names; the message says how to fix that.
     """
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         return None
@@ -87,12 +88,12 @@ def described_weights(content: Any, where: str) -> Described | None:
 
 
 def without_place(names: Iterable[str], tensors: PolicyTensors) -> list[tuple[str, str]]:
-    """The (glob, why) of names that files of a class may hold and the policy has no place for, as far as they occur."""
+    """(glob, why) of the names that occur here and that files of a class may hold, but the policy does not use."""
     names = list(names)
     return [(glob, why) for glob, why in tensors.dropped if fnmatch.filter(names, glob)]
 
 
 def with_a_place(state: Mapping[str, Tensor], tensors: PolicyTensors) -> dict[str, Tensor]:
-    """A state dict without them."""
+    """The state dict without those names."""
     globs = [glob for glob, _ in without_place(state, tensors)]
     return {name: value for name, value in state.items() if not any(fnmatch.fnmatchcase(name, glob) for glob in globs)}

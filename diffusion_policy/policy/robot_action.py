@@ -1,7 +1,8 @@
 """A policy's answer in the robot's numbers: what evaluation and simulation call.
 
-The policy's own ``predict_action`` speaks its own numbers, which may have other rotations than the robot's and may be
-relative to the current pose (``spec.StepTransform``). Where they are the robot's, this is ``predict_action`` itself.
+The policy's own ``predict_action`` uses the policy's numbers, whose rotations may have another representation and which
+may be relative to the current pose (``spec.StepTransform``). If they equal the robot's numbers, this is just
+``predict_action``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from diffusion_policy.spec import StepSpec, StepTransform
 
 
 class ActionPredictor(Protocol):
-    """What is asked of a policy here."""
+    """What is required of a policy here."""
 
     spec: StepSpec
     n_obs_steps: int
@@ -37,17 +38,17 @@ def predict_robot_action(
     initial_noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """As ``Policy.predict_action``, with observations as the robot measures them and actions as it takes them.
+    """Like ``Policy.predict_action``, with observations as the robot measures them and actions as it takes them.
 
     Args:
-        policy: that answers.
-        obs: per key of ``policy.spec.robot`` (B, To or more, ...); the first To steps count.
-        initial_noise: of ``predict_action``.
+        policy: the policy that answers.
+        obs: per key of ``policy.spec.robot`` (B, To or more, ...); the first To steps are used.
+        initial_noise: as in ``predict_action``.
         generator: likewise.
 
     Returns:
-        as there, (B, steps, D) absolute, in the order of ``policy.spec.robot.action_names``; a step that the policy
-        answers with no rotation is NaN.
+        as in ``predict_action``, but (B, steps, D) absolute, in the order of ``policy.spec.robot.action_names``; a step
+        whose rotation is invalid is NaN.
 
     Raises:
         PolicyError, SpecError: an observation does not fit.

@@ -1,7 +1,7 @@
-"""How a policy is sampled: the scheduler and its number of steps, chosen anew for a policy that was trained with DDPM.
+"""How a policy is sampled: the scheduler and its number of steps, which need not be the DDPM that it was trained with.
 
-Training takes 100 denoising steps of DDPM; a robot cannot wait for them. The other schedulers walk the same noise
-levels in fewer steps, with the training's settings (beta schedule, prediction type, clipping) carried over.
+Training uses 100 denoising steps of DDPM; a robot cannot wait for them. The other schedulers cover the same noise
+levels in fewer steps, with the training settings (beta schedule, prediction type, clipping) carried over.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from diffusion_policy.policy.observation_batch import PolicyError
 def set_sampler(policy: Policy, scheduler: str, steps: int) -> None:
     """Replace the policy's scheduler by another over the same noise levels, and set its number of steps.
 
-    A policy that does not denoise has no sampler, and stays as it is.
+    A policy that does not denoise has no sampler, and is left unchanged.
 
     Raises:
-        PolicyError: no such scheduler, or a number of steps outside 1 to the steps of training.
+        PolicyError: no such scheduler, or a number of steps outside 1 to the number in training.
     """
     if scheduler not in SCHEDULER_PATHS:
         raise PolicyError(f"no scheduler {scheduler!r}; expected one of {', '.join(SCHEDULER_PATHS)}")

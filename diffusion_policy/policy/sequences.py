@@ -1,4 +1,4 @@
-"""Losses of policies with a memory, which answer with classes: the same for training, validation and PPO.
+"""Losses of policies with memory, which answer with classes; shared by training, validation and PPO.
 
 Legend of shapes: B episodes, T frames, n classes of a factor.
 """
@@ -32,7 +32,7 @@ def total_surprise(found: Mapping[str, Tensor], classes: Mapping[str, Tensor]) -
 def draw_classes(found: Mapping[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
     """Class of each factor, (...) of log-probabilities (..., n): drawn, or the most probable without a generator.
 
-    Drawn by Gumbel's trick: the largest of log-probability and noise is a draw.
+    Drawn with the Gumbel-max trick: the class with the largest sum of log-probability and noise.
     """
     drawn = {}
     for name, part in found.items():
@@ -49,22 +49,22 @@ def divergence(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor
 
 
 def mean_of_valid(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean of (B, T) numbers where (B, T) bool ``valid`` says so; of all without it."""
+    """Mean of the (B, T) numbers where ``valid`` (B, T) bool is true; of all if it is None."""
     return values.mean() if valid is None else values[valid].mean()
 
 
 def sequence_loss(
     policy: RecurrentPolicy, batch: Mapping[str, Any], memory: PolicyMemory
 ) -> tuple[Tensor, PolicyMemory]:
-    """The loss of behavior cloning of a chunk, and the memory after it.
+    """The behavior cloning loss of a chunk, and the memory after it.
 
-    The mean over frames of -log p, summed over the factors of the action. Gradients run through the chunk, and, unless
-    the memory is detached, through what it was made of.
+    The mean over frames of -log p, summed over the factors of the action. Gradients flow through the chunk and, unless
+    the memory is detached, through the frames behind it.
 
     Args:
-        policy: whose loss.
+        policy: whose loss is computed.
         batch: "obs" (B, T, ...), "action" (B, T, Da), "first" (B, T) bool, true where an episode starts, and "valid"
-            (B, T) bool, which frames count; all without it.
+            (B, T) bool, which frames count; all if missing.
         memory: of these B episodes before the chunk.
     """
     found, memory = policy.log_probabilities(batch["obs"], batch["first"], memory)

@@ -1,8 +1,8 @@
-"""Which tensor of a policy has which named axis: what growing, diagnosing and recognizing a checkpoint ask for.
+"""The named axes of a policy's tensors, which growing, diagnosing and recognizing a checkpoint rely on.
 
-The tensors say how wide an axis is; the config says what its slots are. With both, growth needs no indices: "the target
-has a slot ``gripper`` along ``sample`` that the source has not". The same table says which init keeps the function:
-columns of an input projection start at zero, rows of an output projection may be anything.
+The tensors give the width of an axis; the config names its slots. With both, growth needs no indices: "the target has a
+slot ``gripper`` along ``sample`` that the source lacks". The same table says which init preserves the function: columns
+of an input projection start at zero, rows of an output projection may have any values.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class NamedTensor:
     Attributes:
         pattern: glob of state_dict keys.
         axes: dimension -> name of its axis.
-        init: as written in a rules file, for slots that are new; "recompute" for buffers that follow from the config.
+        init: as written in a rules file, for new slots; "recompute" for buffers derived from the config.
     """
 
     pattern: str
@@ -37,12 +37,12 @@ class NamedTensor:
 
 @dataclass(frozen=True)
 class Described:
-    """Weights without a config, as a checkpoint has them.
+    """Bare weights, presented as a checkpoint.
 
     Attributes:
-        cfg: that their shapes tell: `policy` and `shape_meta`.
+        cfg: `policy` and `shape_meta`, derived from their shapes.
         state: the weights with the normalizer that goes with them.
-        note: what was made up, for people.
+        note: what was assumed, for people.
     """
 
     cfg: Mapping[str, Any]
@@ -55,19 +55,19 @@ class PolicyTensors:
     """What the tensors of one policy class are.
 
     Attributes:
-        name: of the class of files, one word.
-        title: the same for messages.
+        name: of this class of files, one word.
+        title: its name in messages.
         marker: name of a tensor that all files of the class have, and no others.
-        inside: first parts of the names below ``model.``.
+        inside: first components of the names below ``model.``.
         entry: weight whose axis 1 is the sample, through which it enters the denoiser.
         head: weight whose axis 0 is the sample, through which the prediction leaves it.
-        named: tensors with named axes; the first match counts.
+        named: tensors with named axes; the first match is used.
         slots: (options of the policy, spec) -> names of the slots along each axis.
-        settings: settings that shapes tell.
+        settings: settings derived from shapes.
         summary: options of the policy that say what it is, for people who inspect a file.
-        free: options that do not touch what the weights compute, although their names matter to other classes.
-        dropped: (glob, why) of tensors that files of the class may hold and the policy has no place for.
-        described: (bare weights, where) -> a config for them, None of other weights; of a class whose files are bare.
+        free: options that do not affect what the weights compute, although they do in other classes.
+        dropped: (glob, why) of tensors that files of the class may hold but the policy does not use.
+        described: (bare weights, where) -> a config for them, None for other weights; for classes whose files are bare.
     """
 
     name: str
@@ -85,7 +85,7 @@ class PolicyTensors:
     described: Callable[[Mapping[str, Tensor], str], Described | None] | None = None
 
 
-# Of every policy with the encoder and the normalizer of this project.
+# Shared by all policies with this project's encoder and normalizer.
 SHARED_TENSORS = (
     NamedTensor("normalizer.params_dict.action.*", {0: "action"}, "target"),
     NamedTensor("obs_encoder.*.pos_x", {}, "recompute"),
@@ -94,7 +94,7 @@ SHARED_TENSORS = (
 
 
 def feature_names(spec: StepSpec) -> Names:
-    """Names of the observation encoder's output: per key in order, 64 numbers of an image, or the names of a state."""
+    """Names of the observation encoder's output: per key in order, 64 numbers for an image, or the names of a state."""
     names: list[str] = []
     for obs_field in spec.obs:
         own = map(str, range(IMAGE_FEATURES)) if obs_field.kind == "rgb" else obs_field.names
@@ -108,6 +108,6 @@ def camera_names(shapes: Shapes) -> list[str]:
 
 
 def encoder_width(shapes: Shapes) -> dict[str, int]:
-    """The setting `encoder_width` of a state dict; nothing where it has no camera."""
+    """The setting `encoder_width` of a state dict; empty if it has no camera."""
     width = next((shape[0] for name, shape in shapes.items() if name.endswith(".backbone.nets.0.weight")), None)
     return {} if width is None else {"encoder_width": width}

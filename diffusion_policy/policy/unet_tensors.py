@@ -19,7 +19,7 @@ from diffusion_policy.spec import StepSpec
 
 FIRST = "model.down_modules.0.0."
 ENTRY, HEAD = f"{FIRST}blocks.0.block.0.weight", "model.final_conv.1.weight"
-EMBED_DIM = 256  # of the class, where a config leaves diffusion_step_embed_dim out
+EMBED_DIM = 256  # the class's default, for configs without diffusion_step_embed_dim
 
 
 def _slots(options: Mapping[str, Any], spec: StepSpec) -> dict[str, Names]:

@@ -1,8 +1,8 @@
-"""VPT's policy under the contract of all policies: it trains, is saved, opened and judged as any other.
+"""VPT's policy under the common policy contract: it is trained, saved, opened and judged like any other.
 
-Its tensors have the released names (134 at four blocks), with a ``normalizer.*`` that leaves everything as it is:
-frames are bytes, and actions are classes. An action is 22 numbers, ``minecraft.actions.VPT_ACTION``: 20 buttons, 0 or
-1, and pitch and yaw in degrees a step.
+Its tensors have the released names (134 at four blocks), with a ``normalizer.*`` that changes nothing: frames are
+bytes, and actions are classes. An action is 22 numbers, ``minecraft.actions.VPT_ACTION``: 20 buttons, 0 or 1, and pitch
+and yaw in degrees per step.
 
 Legend of shapes: B episodes, T frames, F features, Da = 22, W window.
 """
@@ -39,32 +39,32 @@ from diffusion_policy.policy.vpt_tensors import TENSORS, identity, identity_norm
 from diffusion_policy.spec import StepSpec, read_shape_meta
 
 LEARNS, HEADS = ("all", "heads"), ("joint", "minedojo")
-_OWED = "camera_owed"  # degrees that rounding to the slots' interval left over
-# Beyond these a config is no policy but a mistake, or worse.
+_OWED = "camera_owed"  # degrees left over from rounding to the slots' interval
+# A config beyond these limits is a mistake, or malicious.
 _MOST_BLOCKS, _MOST_WIDTH, _MOST_WINDOW = 64, 16_384, 65_536
 
 
 class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
-    """Frames in, buttons and camera out, with a memory of the frames before.
+    """Frames in, buttons and camera out, with a memory of earlier frames.
 
     Every option is an attribute of the same name.
 
     Args:
         shape_meta: one camera, (3, H, W) with H = W, 128 in every release, and the 22 numbers of ``VPT_ACTION``.
         horizon: frames of a chunk in training; attention reaches ``window`` frames back, across chunks.
-        n_obs_steps: frames that :meth:`predict_action` is given, which has no memory.
+        n_obs_steps: frames given to :meth:`predict_action`, which has no memory.
         n_action_steps: 1; VPT answers each frame.
         hidsize, impala_width, impala_chans, n_recurrence_layers, attention_heads, pointwise_ratio: upstream's
             arguments; by default the 2x model.
         window: frames that a frame sees, itself included; upstream's attention_memory_size - timesteps.
-        temperature: that logits are divided by.
-        learns: "all", or "heads": the trunk gets no gradient, and rests.
-        head: that learns and answers. "joint": VPT's own, two classes; "minedojo": one linear layer for each slot of
-            MineDojo, under names of its own (``minedojo_head``), while VPT's rests.
-        camera_interval: degrees between two choices of a slot of the camera.
+        temperature: divisor of the logits.
+        learns: "all", or "heads": the trunk gets no gradient, and stays fixed.
+        head: the head that learns and answers. "joint": VPT's own, two classes; "minedojo": one linear layer for each
+            of MineDojo's slots, under its own names (``minedojo_head``), while VPT's head stays fixed.
+        camera_interval: degrees between neighboring choices of a camera slot.
 
     Raises:
-        PolicyError: another camera, other actions, or sizes that fit no policy.
+        PolicyError: the camera, the actions or the sizes are not VPT's.
     """
 
     tensors: ClassVar[PolicyTensors] = TENSORS
@@ -102,7 +102,7 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
             pointwise_ratio, (side, side, 3), temperature,
         )  # fmt: skip
         super().__init__(_checked_sizes(settings))
-        del self._dummy_variable  # which released files do not have
+        del self._dummy_variable  # released files do not have it
         self.shape_meta, self.spec = shape_meta, spec
         self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
         self.hidsize, self.impala_width, self.impala_chans = hidsize, impala_width, tuple(impala_chans)
@@ -125,29 +125,29 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
 
     @property
     def sequence_length(self) -> int:
-        """One action an answer."""
+        """One action per answer."""
         return 1
 
     @property
     def first_executed(self) -> int:
-        """The action is that of the newest frame."""
+        """The action belongs to the newest frame."""
         return 0
 
     def lacks(self, capability: Capability) -> str | None:
-        """Nothing is denoised, and classes have no numbers to weigh."""
+        """Nothing is denoised, and classes have no numbers to weight."""
         return "actions are classes" if capability == "loss_weights" else "nothing is denoised"
 
     # ---- memory ----
 
     def initial_memory(self, n: int) -> PolicyMemory:
-        """Of n episodes before their first frame: by block (n, 1, W) bool, keys and values (n, W, F)."""
+        """The memory of n episodes before their first frame: by block (n, 1, W) bool, keys and values (n, W, F)."""
         hidden = torch.zeros(n, 1, self.window, dtype=torch.bool, device=self.device)
         memory = as_memory([Memory(hidden, block.keys, block.values) for block in self.initial_state(n)])
         owed = {} if self.minedojo_head is None else {_OWED: torch.zeros(n, 2, dtype=torch.float64)}
         return {**memory, **owed}
 
     def _latent(self, obs: Observations, first: Tensor, memory: PolicyMemory) -> tuple[Tensor, PolicyMemory]:
-        """(B, T, F) of frames (B, T, 3, H, W) uint8, and the memory after them."""
+        """Latents (B, T, F) of frames (B, T, 3, H, W) uint8, and the memory after them."""
         if self.camera not in obs:
             raise PolicyError(f"observation lacks {self.camera!r}; it has {sorted(obs)}")
         frames, (height, width, _) = obs[self.camera], self.settings.img_shape
@@ -165,7 +165,7 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
     def log_probabilities(
         self, obs: Observations, first: Tensor, memory: PolicyMemory
     ) -> tuple[dict[str, Tensor], PolicyMemory]:
-        """Of each factor of the action; see `contract.RecurrentPolicy`."""
+        """Log-probabilities of each factor; see `contract.RecurrentPolicy`."""
         latent, memory = self._latent(obs, first, memory)
         if self.minedojo_head is not None:
             return self.minedojo_head(latent), memory
@@ -231,23 +231,23 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
         return first
 
     def draw(self, n: int, generator: torch.Generator) -> Draw:
-        """The loss takes no random numbers."""
+        """Empty: the loss needs no random numbers."""
         return {}
 
     def loss(self, batch: Mapping[str, Any], draw: Draw, weights: Tensor | None = None) -> Tensor:
-        """Mean of -(log p of the buttons + log p of the camera), of chunks that begin without memory."""
+        """Mean of -(log p of the buttons + log p of the camera), over chunks that start without memory."""
         n, steps = batch["action"].shape[:2]
         return sequence_loss(self, {**batch, "first": self._starts(n, steps)}, self.initial_memory(n))[0]
 
     def parameter_groups(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """One group, of all that learns; the value head gets no gradient from cloning, and so rests."""
+        """One group of everything that learns; the value head gets no gradient from cloning, so it stays fixed."""
         rests = () if self.learns == "all" else ("net.",)
         learning = [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith(rests)]
         betas = tuple(settings["betas"])
         return [{"params": learning, "lr": settings["lr"], "betas": betas, "weight_decay": settings["weight_decay"]}]
 
     def layers_above(self, name: str) -> int:
-        """Heads, then the last layers, the blocks from the last to the first, and the convolutions."""
+        """Heads first, then the last layers, the blocks from last to first, and the convolutions."""
         part, _, rest = name.partition(".")
         if part != "net":
             return 0
@@ -258,7 +258,7 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
         return 1 + self.n_recurrence_layers - int(rest.split(".")[2])
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Of the convolutions."""
+        """The parameters of the convolutions."""
         return list(self.net.img_process.parameters())
 
     def set_normalizer(self, normalizer: LinearNormalizer) -> None:
@@ -273,7 +273,7 @@ class VPTImagePolicy(MinecraftAgentPolicy, PolicyModule):
 def _checked_side(spec: StepSpec) -> int:
     """Height and width of the one camera."""
     if spec.action_names != VPT_ACTION:
-        raise PolicyError(f"the action is {list(spec.action_names)}; VPT's is {list(VPT_ACTION)}: take task=minecraft")
+        raise PolicyError(f"the action is {list(spec.action_names)}; VPT's is {list(VPT_ACTION)}: use task=minecraft")
     if len(spec.obs) != 1 or len(spec.rgb) != 1:
         raise PolicyError(f"it observes {[field.key for field in spec.obs]}; VPT sees one camera and nothing else")
     channels, height, width = spec.rgb[0].shape
@@ -283,7 +283,7 @@ def _checked_side(spec: StepSpec) -> int:
 
 
 def _checked_sizes(settings: VPTSettings) -> VPTSettings:
-    """Sizes that a policy can have."""
+    """The settings, if their sizes are valid."""
     counts = {
         "hidsize": (settings.hidsize, _MOST_WIDTH), "impala_width": (settings.impala_width, _MOST_WIDTH),
         "n_recurrence_layers": (settings.n_recurrence_layers, _MOST_BLOCKS),
@@ -295,8 +295,8 @@ def _checked_sizes(settings: VPTSettings) -> VPTSettings:
             raise PolicyError(f"{name} is {value}; expected 1 to {most}")
     if settings.hidsize % settings.attention_heads:
         raise PolicyError(
-            f"hidsize {settings.hidsize} cannot be cut into {settings.attention_heads} heads; choose attention_heads "
-            "that divide it"
+            f"hidsize {settings.hidsize} cannot be split into {settings.attention_heads} heads; choose "
+            "attention_heads that divide it"
         )
     if len(settings.impala_chans) != 3 or not all(1 <= count <= _MOST_WIDTH for count in settings.impala_chans):
         raise PolicyError(f"impala_chans is {list(settings.impala_chans)}; expected channels of three stacks")
@@ -306,7 +306,7 @@ def _checked_sizes(settings: VPTSettings) -> VPTSettings:
 
 
 def as_memory(state: State) -> PolicyMemory:
-    """The state of a network as named tensors."""
+    """A network's state as named tensors."""
     found: PolicyMemory = {}
     for number, block in enumerate(state):
         assert block.mask is not None

@@ -5,7 +5,7 @@
     agent.reset()
     action = agent.get_action({"pov": frame})                    # {"attack": 0 | 1, ..., "camera": (pitch, yaw)}
 
-``policy_kwargs`` and ``pi_head_kwargs`` are upstream's; whatever shapes tensors is also read off a file
+``policy_kwargs`` and ``pi_head_kwargs`` are upstream's; settings that shape tensors can also be read from a file
 (``settings_of``). Weights are opened without running code.
 
 Legend of shapes: B episodes, T frames.
@@ -78,14 +78,14 @@ class MinecraftAgentPolicy(nn.Module):
 
         Args:
             observation: {"img": (B, T, 128, 128, 3) uint8 RGB}.
-            first: (B, T) bool, true where an episode starts, wherever in the chunk.
+            first: (B, T) bool, true where an episode starts, anywhere in the chunk.
             state: of each block.
 
         Returns:
             (({"camera": (B, T, 1, 121), "buttons": (B, T, 1, 8641)}, (B, T, 1) normalized values, None), state).
 
         Raises:
-            VPTError: frames or ``first`` of another type or shape.
+            VPTError: frames or ``first`` have the wrong type or shape.
         """
         frames = observation["img"]
         if frames.dtype != torch.uint8 or frames.ndim != 5 or tuple(frames.shape[2:]) != self.settings.img_shape:
@@ -116,12 +116,12 @@ class MinecraftAgentPolicy(nn.Module):
 
 
 class VPTAgent:
-    """A policy with its memory, one frame at a time, as users of upstream's agent know it.
+    """A policy with its memory, one frame at a time, with the interface of upstream's agent.
 
     Attributes:
         policy: the network and its heads.
         hidden_state: its memory; replaced by ``reset``.
-        loaded: what the last load did; None before one.
+        loaded: report of the last load; None before the first.
     """
 
     loaded: LoadReport | None = None
@@ -145,16 +145,16 @@ class VPTAgent:
         model: str | Path | None = None,
         repair: bool = True,
     ) -> VPTAgent:
-        """An agent of the size that a file's shapes tell, with its weights.
+        """An agent with a file's weights, in the size given by their shapes.
 
         Args:
             path: of a ``.weights`` file.
             device: to act on.
-            model: the released ``.model`` file of that size, which also tells the temperature; None: 2.0, as released.
-            repair: whether a prefix that a wrapper put before every name is taken off.
+            model: the released ``.model`` file of that size, which also holds the temperature; None: 2.0, as released.
+            repair: whether to remove a prefix that a wrapper put before every name.
 
         Raises:
-            VPTError: the files are not VPT's, or not of one size.
+            VPTError: the files are not VPT's, or their sizes differ.
             WorkspaceError: one cannot be opened safely.
         """
         shapes = {name: info.shape for name, info in open_tensor_file(path).tensors.items()}
@@ -178,10 +178,10 @@ class VPTAgent:
 
         Args:
             path: of a ``.weights`` file.
-            repair: whether a prefix that a wrapper put before every name is taken off.
+            repair: whether to remove a prefix that a wrapper put before every name.
 
         Raises:
-            VPTError: names or shapes do not match; says why, and what would settle it.
+            VPTError: names or shapes do not match; says why, and what would fix it.
             WorkspaceError: the file cannot be opened safely.
         """
         self.loaded = load_weights(self.policy, path, repair=repair)
@@ -189,7 +189,7 @@ class VPTAgent:
         return self.loaded
 
     def reset(self) -> None:
-        """Forget all frames: an episode starts."""
+        """Forget all frames, at the start of an episode."""
         self.hidden_state = self.policy.initial_state()
 
     @torch.inference_mode()
@@ -200,10 +200,10 @@ class VPTAgent:
 
         Args:
             observation: {"pov": (H, W, 3) uint8 RGB}, or the frame alone, also as (1, H, W, 3).
-            generator: of the draw; the most probable action without one.
+            generator: draws the action; without it, the most probable one is taken.
 
         Raises:
-            VPTError: the frame is of another type or shape.
+            VPTError: the frame has the wrong type or shape.
         """
         frame = torch.from_numpy(self._frame(observation))[None, None].to(self.device)
         first = torch.zeros(1, 1, dtype=torch.bool, device=self.device)

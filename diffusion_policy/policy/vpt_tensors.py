@@ -21,17 +21,17 @@ _TARGET = "diffusion_policy.policy.vpt_image_policy.VPTImagePolicy"
 MINEDOJO = "minedojo_head."
 _FIRST = "img_process.cnn.stacks.0.firstconv.layer.weight"
 
-# Options that are read off a file's shapes under the same name; the window is the difference of two of upstream's.
+# Options read from a file's shapes under the same name; the window is the difference of two upstream options.
 SIZES = (
     "hidsize", "impala_width", "impala_chans", "n_recurrence_layers", "attention_heads", "pointwise_ratio",
 )  # fmt: skip
 
 
 def options_of(shapes: Shapes) -> dict[str, Any]:
-    """Sizes that the shapes tell, as options of the policy; the temperature they do not tell.
+    """Sizes read from the shapes, as options of the policy; they do not determine the temperature.
 
     Raises:
-        VPTError: they are no VPT policy's.
+        VPTError: they are not a VPT policy's.
     """
     found = settings_of(shapes)
     sizes = {name: value for name, value in asdict(found).items() if name in SIZES}
@@ -40,20 +40,20 @@ def options_of(shapes: Shapes) -> dict[str, Any]:
 
 
 def described(weights: Mapping[str, Tensor], where: str) -> Described | None:
-    """The config of bare weights, by their shapes, and their state with a normalizer; None of other weights.
+    """The config of bare weights, from their shapes, and their state with a normalizer; None for other weights.
 
-    Chunks are as long as the window, and the temperature is the released one: shapes tell neither.
+    Chunks are as long as the window, and the temperature is the released one: shapes determine neither.
 
     Raises:
         VPTError: ``net.`` was stripped from the names, or tensors are missing.
-        PolicyError: a wrapper's prefix stands before every name.
+        PolicyError: every name starts with a wrapper's prefix.
     """
     if not any(name.endswith(_FIRST) for name in weights):
         return None
     prefix = prefix_of(weights)
     if prefix:
         repair = command("load_vpt", where, "--repair", "--out", "PLAIN.weights")
-        raise PolicyError(f"{where}: every name begins with {prefix!r}, the habit of a wrapper; take it off: {repair}")
+        raise PolicyError(f"{where}: every name begins with {prefix!r}, added by a wrapper; remove it: {repair}")
     check_trunk(where, weights)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     options, size = options_of(shapes), settings_of(shapes).img_shape
@@ -63,12 +63,12 @@ def described(weights: Mapping[str, Tensor], where: str) -> Described | None:
     }
     policy = {"_target_": _TARGET, "shape_meta": shape_meta, "horizon": options["window"], **options}
     normalizer = identity_normalizer(read_shape_meta(shape_meta)).state_dict(prefix="normalizer.")
-    note = f"weights without a config: {TENSORS.title}, its sizes are read off the shapes; nothing is normalized"
+    note = f"weights without a config: {TENSORS.title}, with sizes read from the shapes; nothing is normalized"
     return Described({"shape_meta": shape_meta, "policy": policy}, {**weights, **normalizer}, note)
 
 
 def identity_normalizer(spec: StepSpec) -> LinearNormalizer:
-    """Of a policy that has seen no data: nothing is scaled."""
+    """The normalizer of a policy that has seen no data: nothing is scaled."""
     normalizer = LinearNormalizer()
     for key, width in ((spec.rgb[0].key, 1), ("action", spec.action_dim)):
         one = torch.ones(width)
@@ -77,7 +77,7 @@ def identity_normalizer(spec: StepSpec) -> LinearNormalizer:
 
 
 def identity(statistics: Mapping[str, Tensor]) -> SingleFieldLinearNormalizer:
-    """The normalizer that leaves data of these statistics as it is."""
+    """A normalizer with these statistics that leaves data unchanged."""
     one = torch.ones_like(statistics["std"])
     return SingleFieldLinearNormalizer.create_manual(one, torch.zeros_like(one), dict(statistics))
 

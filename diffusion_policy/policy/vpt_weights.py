@@ -1,4 +1,4 @@
-"""Weights and settings of VPT's files: read without running code, loaded as a whole or not at all, accounted for."""
+"""Weights and settings of VPT's files: read without running code, loaded all or not at all, and accounted for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffusion_policy.tensor_file.saving import save_torch_zip
 AUXILIARY = "aux_value_head."
 # Parts of the policy by their released names.
 RELEASED = ("net.", "pi_head.", "value_head.")
-# Upstream's arguments that do nothing there, or have one value in every release.
+# Upstream arguments that have no effect there, or have one value in every release.
 _FIXED = {
     "attention_mask_style": "clipped_causal", "pointwise_use_activation": False, "recurrence_is_residual": True,
     "recurrence_type": "transformer", "use_pointwise_layer": True, "use_pre_lstm_ln": False, "single_output": False,
@@ -27,12 +27,12 @@ _WITHOUT_EFFECT = (
     "impala_kwargs", "init_norm_kwargs", "diff_mlp_embedding", "only_img_input", "active_reward_monitors",
     "obs_processing_width", "conv3d_params",
 )  # fmt: skip
-# Prefixes that wrappers of other programs put before every name.
+# Prefixes that other programs' wrappers put before every name.
 KNOWN_PREFIXES = ("module.policy.", "mine_policy.", "policy.", "module.", "_orig_mod.")
 
 
 class VPTError(WorkspaceError, ValueError):
-    """Settings, weights or observations that are not VPT's; says what was found and what was expected."""
+    """Settings, weights or observations are not VPT's; says what was found and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class LoadReport:
         path: of the file.
         file_keys: names in the file.
         model_keys: names of the policy.
-        dropped: names of the file that the policy does not have, by rule.
-        prefix: that was taken off every name; empty for none.
+        dropped: names in the file that the policy does not have, dropped by rule.
+        prefix: removed from every name; may be empty.
     """
 
     path: str
@@ -56,17 +56,17 @@ class LoadReport:
     def __str__(self) -> str:
         """For people: "file 139, model 134, missing 0, dropped 5 (aux_value_head.*)"."""
         dropped = f"dropped {len(self.dropped)}" + (f" ({AUXILIARY}*)" if self.dropped else "")
-        repaired = f"; the prefix {self.prefix!r} was taken off" if self.prefix else ""
+        repaired = f"; the prefix {self.prefix!r} was removed" if self.prefix else ""
         return f"{self.path}: file {self.file_keys}, model {self.model_keys}, missing 0, {dropped}{repaired}"
 
 
 def read_settings(
     policy_kwargs: Mapping[str, Any] | None = None, pi_head_kwargs: Mapping[str, Any] | None = None
 ) -> VPTSettings:
-    """Upstream's arguments as settings; the 2x model without any.
+    """Upstream's arguments as settings; without any, the 2x model.
 
     Raises:
-        VPTError: an unknown argument, or a value that no release has and this class does not build.
+        VPTError: an unknown argument, or a value that no release uses and this class cannot build.
     """
     known = {field.name for field in fields(VPTSettings)} - {"temperature"}
     given = dict(policy_kwargs or {})
@@ -90,10 +90,10 @@ def read_settings(
 
 
 def settings_of(shapes: Mapping[str, Sequence[int]], temperature: float = VPTSettings.temperature) -> VPTSettings:
-    """Settings read off the shapes of a file's tensors; only the temperature cannot be.
+    """Settings read from the shapes of a file's tensors; all but the temperature.
 
     Raises:
-        VPTError: they are no VPT policy's.
+        VPTError: they are not a VPT policy's.
     """
     block = "net.recurrent_layer.blocks.0."
     try:
@@ -117,10 +117,10 @@ def settings_of(shapes: Mapping[str, Sequence[int]], temperature: float = VPTSet
 
 
 def read_model_file(path: str | Path) -> VPTSettings:
-    """The settings in a released ``.model`` file, a pickle of which nothing is run.
+    """The settings in a released ``.model`` file, a pickle that is read without running code.
 
     Raises:
-        VPTError: it holds no settings of a policy, or some that no release has.
+        VPTError: it holds no policy settings, or settings that no release has.
         WorkspaceError: it cannot be opened safely.
     """
     tree: Any = open_tensor_file(path).tree
@@ -140,17 +140,17 @@ def read_model_file(path: str | Path) -> VPTSettings:
 
 
 def check_settings(found: VPTSettings, from_file: VPTSettings, path: str | Path) -> None:
-    """Check that weights have the size that a ``.model`` file says.
+    """Check that weights have the size given by a ``.model`` file.
 
     Args:
-        found: read off the weights' shapes.
+        found: read from the weights' shapes.
         from_file: from the ``.model`` file.
         path: of that file.
 
     Raises:
-        VPTError: they differ in what the shapes tell.
+        VPTError: they differ in what the shapes determine.
     """
-    unstored = {"temperature", "attention_memory_size", "timesteps"}  # of the latter two only the difference is known
+    unstored = {"temperature", "attention_memory_size", "timesteps"}  # only the difference of the latter two is known
     pairs = {field.name: (getattr(from_file, field.name), getattr(found, field.name)) for field in fields(VPTSettings)}
     pairs = {name: pair for name, pair in pairs.items() if name not in unstored} | {
         "window": (from_file.window, found.window)
@@ -161,10 +161,10 @@ def check_settings(found: VPTSettings, from_file: VPTSettings, path: str | Path)
 
 
 def check_trunk(path: str | Path, names: Mapping[str, Any]) -> None:
-    """Check that the names of a file's trunk have their ``net.``.
+    """Check that the trunk's names in a file have their ``net.``.
 
     Raises:
-        VPTError: it was stripped; says what puts it back.
+        VPTError: it was stripped; says how to restore it.
     """
     if "lastlayer.layer.weight" in names and "net.lastlayer.layer.weight" not in names:
         raise VPTError(f"{path}: {_stripped(path)}")
@@ -179,7 +179,7 @@ def _stripped(path: str | Path) -> str:
 
 
 def prefix_of(names: Mapping[str, Any]) -> str:
-    """The known prefix that stands before every name of the policy; empty for none."""
+    """The known prefix of every policy name in the file; empty if there is none."""
     for prefix in KNOWN_PREFIXES:
         if any(name.startswith(f"{prefix}net.") for name in names):
             return prefix
@@ -187,12 +187,12 @@ def prefix_of(names: Mapping[str, Any]) -> str:
 
 
 def load_weights(policy: nn.Module, path: str | Path, *, repair: bool = False) -> LoadReport:
-    """Load all weights of a file into a policy, or leave the policy as it is; see ``VPTAgent.load_weights``."""
+    """Load all weights of a file into a policy, or leave the policy unchanged; see ``VPTAgent.load_weights``."""
     file = open_tensor_file(path)
     prefix = prefix_of(file.tensors)
     if prefix and not repair:
         raise VPTError(
-            f"{path}: every name begins with {prefix!r}, the habit of a wrapper; load it with --repair (repair=True)"
+            f"{path}: every name begins with {prefix!r}, added by a wrapper; load it with --repair (repair=True)"
         )
     own = policy.state_dict()
     named = {name.removeprefix(prefix): name for name in file.tensors}
@@ -205,7 +205,7 @@ def load_weights(policy: nn.Module, path: str | Path, *, repair: bool = False) -
     if odd:
         found = tuple(file.tensors[named[odd[0]]].shape)
         raise VPTError(
-            f"{path}: {len(odd)} tensors have other shapes than this policy; first {odd[0]}: {found}, expected "
+            f"{path}: {len(odd)} tensors differ in shape from this policy; first {odd[0]}: {found}, expected "
             f"{tuple(own[odd[0]].shape)}. Take the size from the file: VPTAgent.from_weights({str(path)!r})"
         )
     file.integrity.check()
@@ -224,7 +224,7 @@ def check_free(path: Path) -> None:
 
 
 def write_weights(policy: nn.Module, path: Path) -> int:
-    """Write a policy's tensors as upstream writes them, by the released names and nothing else; returns how many.
+    """Write a policy's tensors as upstream does, under the released names only; return their number.
 
     Raises:
         TensorFileError: it cannot be written.

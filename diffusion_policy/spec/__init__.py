@@ -1,6 +1,6 @@
 """What one step of the robot *is*: keys, shapes, units, order and polarity.
 
-All packages use this one, and none repeats it. It holds
+All packages use this one, and none duplicates it. It holds
 
 * the names of action and state dimensions (``x y z qx qy qz qw gripper``): two layouts of seven numbers exist in this
   field, and only names tell them apart;
@@ -95,7 +95,7 @@ def episode_number(name: str) -> int | None:
 
 
 def __getattr__(name: str) -> Any:
-    """`decode_jpeg` and `resize_frame` had their home here; they are in `diffusion_policy.images`."""
+    """`decode_jpeg` and `resize_frame` used to be here; they have moved to `diffusion_policy.images`."""
     if name in ("decode_jpeg", "resize_frame"):
         from diffusion_policy import images
 

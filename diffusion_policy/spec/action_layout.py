@@ -17,7 +17,7 @@ Names are bare where there is one arm and begin with the arm's name and a dot wh
     joint_1 joint_2 ...        joints, in the unit that is declared; also LeRobot's names (``elbow_flex.pos``)
     camera_pitch camera_yaw    turns of a game's camera, degrees: a player's action, all else in it buttons, and no arm
 
-Legend of shapes: D numbers of an action; P, R, G, J of its positions, rotations, grippers, joints.
+Legend of shapes: D numbers in an action; P, R, G, J number of its positions, rotations, grippers, joints.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ from diffusion_policy.spec.rotations import (
 FloatArray = NDArray[np.float64]
 POSITION = POSE[:3]
 _JOINT = re.compile(r"(?:joint|j|q)_?\d+")
-_MOTOR = ".pos"  # how LeRobot ends the names of motors
+_MOTOR = ".pos"  # suffix of LeRobot's motor names
 _JOINT_UNITS = {"rad", "deg", "%"}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """The columns of one arm; what it does not have is empty.
+    """The columns of one arm; parts that it does not have are empty.
 
     Attributes:
-        name: before the dot; empty for the only arm.
+        name: the part before the dot; empty if there is only one arm.
         position: x, y, z.
-        rotation: as many as the representation has, in its order.
+        rotation: as many as the representation has numbers, in its order.
         representation: None without a rotation.
-        gripper: one column, or none.
+        gripper: one column, or empty.
         joints: in order.
     """
 
@@ -80,8 +80,8 @@ class ActionLayout:
     """The layout of an action; also of a state that has the same names.
 
     Attributes:
-        names: (D,) of the numbers.
-        units: (D,) of them; "unknown" where nothing says.
+        names: (D,) names of the numbers.
+        units: (D,) their units; "unknown" where none is given.
     """
 
     names: tuple[str, ...]
@@ -89,16 +89,16 @@ class ActionLayout:
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names):
-            raise SpecError(f"an action's names differ from each other; got {list(self.names)}")
+            raise SpecError(f"an action's names must be distinct; got {list(self.names)}")
         if self.units and len(self.units) != len(self.names):
             raise SpecError(f"{len(self.names)} names {list(self.names)} but {len(self.units)} units")
 
     @classmethod
     def of(cls, names: Iterable[str], units: Mapping[str, str] | None = None) -> ActionLayout:
-        """The layout of these names; ``units`` of some of them, where they are not those of ``spec.UNITS``.
+        """The layout of these names; ``units`` gives those that differ from ``spec.UNITS``.
 
         Raises:
-            SpecError: a name appears twice, or an arm has a part of a position or of a rotation.
+            SpecError: a name appears twice, or an arm has only part of a position or rotation.
         """
         names = tuple(names)
         layout = _layout(names, tuple((units or {}).get(name) or unit_of(name) for name in names))
@@ -148,12 +148,12 @@ class ActionLayout:
 
     @cached_property
     def motion_columns(self) -> tuple[int, ...]:
-        """Columns of all that moves an arm: positions, rotations and joints."""
+        """Columns of everything that moves an arm: positions, rotations and joints."""
         return tuple(sorted(column for arm in self.arms for column in (*arm.position, *arm.rotation, *arm.joints)))
 
     @property
     def joint_unit(self) -> str:
-        """The unit of the joints; "unknown" where nothing says, or they differ."""
+        """The unit of the joints; "unknown" if none is given, or if they differ."""
         units = {self.unit(column) for column in self.joint_columns}
         return units.pop() if len(units) == 1 else "unknown"
 
@@ -172,9 +172,9 @@ class ActionLayout:
         return _stacked([array[..., list(c)] for c in columns], array.shape[:-1], 3)
 
     def rotations(self, values: ArrayLike) -> FloatArray:
-        """(..., D) -> (..., R, 4) quaternions xyzw; NaN if a rotation is none (zero, or not finite).
+        """(..., D) -> (..., R, 4) quaternions xyzw; NaN where a rotation is invalid (zero, or not finite).
 
-        Quaternions come as they are, norm included; other representations as unit quaternions.
+        Quaternions are returned unchanged, norm included; other representations become unit quaternions.
         """
         array = self._checked(values)
         converted = [
@@ -201,7 +201,7 @@ class ActionLayout:
         grippers: ArrayLike | None = None,
         joints: ArrayLike | None = None,
     ) -> FloatArray:
-        """A copy of (..., D) in which parts are replaced, in the shapes that the readers of the same names give."""
+        """A copy of (..., D) with parts replaced; shapes are those that the methods of the same names return."""
         array = self._checked(values).copy()
         if positions is not None:
             given = np.asarray(positions, dtype=np.float64)
@@ -219,7 +219,7 @@ class ActionLayout:
         return array
 
     def with_rotations_as(self, representation: Representation) -> ActionLayout:
-        """The layout with its rotations in another representation, each in the place of its first number."""
+        """The layout with its rotations in another representation, each starting where its first number was."""
         names: list[str] = []
         units: list[str] = []
         turned = {arm.rotation[0]: arm for arm in self.arms if arm.rotation}
@@ -238,7 +238,7 @@ class ActionLayout:
         """(..., D) -> (..., D of ``target``): the same motion in another order or rotation representation.
 
         Raises:
-            SpecError: the layouts do not have the same arms, parts and other names; or a rotation is none.
+            SpecError: the layouts do not have the same arms, parts and other names, or a rotation is invalid.
         """
         array = self._checked(values)
         if self._parts != target._parts:
@@ -262,11 +262,11 @@ class ActionLayout:
     def difference(self, base: ArrayLike, values: ArrayLike) -> FloatArray:
         """Actions relative to a base: poses in the base's own frame (inverse(base) * value), joints by subtraction.
 
-        Grippers and what is none of these stay as they are. As UMI does for relative trajectories: every step of a
-        chunk is relative to the same current pose.
+        Grippers and other numbers are unchanged. As in UMI's relative trajectories, every step of a chunk is relative
+        to the same current pose.
 
         Args:
-            base: (..., D) or (D,): the current state, in this layout; numbers of grippers in it are not looked at.
+            base: (..., D) or (D,): the current state, in this layout; its gripper numbers are ignored.
             values: (..., D).
 
         Returns:
@@ -324,7 +324,7 @@ class ActionLayout:
         array = np.asarray(values, dtype=np.float64)
         if array.shape[-1:] != (len(self.names),):
             raise SpecError(
-                f"an array of shape {array.shape} is no {self.describe()}; expected (..., {len(self.names)})"
+                f"an array of shape {array.shape} does not hold {self.describe()}; expected (..., {len(self.names)})"
             )
         return array
 
@@ -335,7 +335,7 @@ def _layout(names: tuple[str, ...], units: tuple[str, ...]) -> ActionLayout:
 
 
 def unit_of(name: str) -> str:
-    """The unit that a name tells; "unknown" where it tells none."""
+    """The unit that a name implies; "unknown" if it implies none."""
     return UNITS.get(_split(name)[1], "unknown")
 
 
@@ -345,7 +345,7 @@ def is_gripper_name(name: str) -> bool:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """("left", "x") of "left.x"; LeRobot's "gripper.pos" and "elbow_flex.pos" are parts of the only arm."""
+    """("left", "x") of "left.x"; LeRobot's "gripper.pos" and "elbow_flex.pos" are parts of a single arm."""
     if name.endswith(_MOTOR):
         motor = name.removesuffix(_MOTOR)
         return "", GRIPPER if motor == GRIPPER else name
@@ -367,7 +367,7 @@ def _arm(name: str, parts: Mapping[str, int], units: Sequence[str]) -> Arm:
 
 
 def _whole(arm: str, parts: Mapping[str, int], wanted: Mapping[str, tuple[str, ...]]) -> tuple[int, ...]:
-    """Columns of the first of some sets of names that exists; none of it; or an error for a part of one."""
+    """Columns of the first complete set of names; empty if there is none; an error if a set is incomplete."""
     for names in wanted.values():
         if set(names) <= parts.keys():
             return tuple(parts[name] for name in names)

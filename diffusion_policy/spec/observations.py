@@ -26,7 +26,7 @@ def policy_observation(spec: StepSpec, raw: Mapping[str, NDArray[Any]]) -> dict[
         per key of ``spec``, C-contiguous: images (..., 3, H, W) uint8, low-dimensional keys (..., D) float32.
 
     Raises:
-        SpecError: a key is missing, or has another shape, dtype or a value that is not finite.
+        SpecError: a key is missing, or has the wrong shape or dtype, or holds a value that is not finite.
     """
     missing = [field.key for field in spec.obs if field.key not in raw]
     if missing:
@@ -53,8 +53,8 @@ def _policy_entry(field: ObsField, value: NDArray[Any]) -> NDArray[Any]:
 
 
 def _channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(..., H, W, C) -> (..., C, H, W) in new memory; OpenCV takes an eighth of numpy's time for it."""
-    import cv2  # here, so that a robot's computer can use this package without it
+    """(..., H, W, C) -> (..., C, H, W) in new memory; OpenCV takes an eighth of NumPy's time for this."""
+    import cv2  # imported here, so that a robot's computer can use this package without it
 
     *leading, height, width, channels = images.shape
     planes = np.empty((*leading, channels, height, width), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Representations of a rotation by their names, and each to and from quaternions (xyzw)."""
+"""Representations of a rotation, by name, each converted to and from quaternions (xyzw)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IN_WORDS = {
     "rotation_6d_rows": "6-D rotation (rows)",
     "rotation_6d_columns": "6-D rotation (columns)",
 }
-# A quaternion or a matrix's row shorter than this is no rotation.
+# A quaternion or matrix row shorter than this is not a rotation.
 _SHORTEST = 1e-6
 
 
@@ -37,9 +37,9 @@ def rotation_class() -> Any:
 
 
 def to_quaternions(values: FloatArray, kind: Representation | None) -> FloatArray:
-    """Rotations (..., numbers of the representation) -> (..., 4) xyzw; NaN if they are none (zero, not finite).
+    """Rotations (..., numbers of the representation) -> (..., 4) xyzw; NaN where they are invalid (zero, not finite).
 
-    Quaternions come back as they are, norm included.
+    Quaternions are returned unchanged, norm included.
     """
     if kind == "quaternion":
         return values
@@ -75,7 +75,7 @@ def from_quaternions(quaternions: FloatArray, kind: Representation) -> FloatArra
     """Quaternions (..., 4) xyzw -> (..., numbers of the representation).
 
     Raises:
-        SpecError: one is no rotation, and another representation is asked for.
+        SpecError: one is not a rotation, and another representation is requested.
     """
     if kind == "quaternion":
         return quaternions
@@ -89,7 +89,7 @@ def from_quaternions(quaternions: FloatArray, kind: Representation) -> FloatArra
 
 
 def are_rotations(quaternions: FloatArray) -> NDArray[np.bool_]:
-    """(...) which of (..., 4) are rotations: finite, and not zero."""
+    """(...) bool, which of (..., 4) are rotations: finite and nonzero."""
     norms = np.linalg.norm(quaternions, axis=-1)
     return np.asarray((norms > _SHORTEST) & np.isfinite(norms))
 
@@ -98,7 +98,7 @@ def scipy_rotation(quaternions: FloatArray) -> Any:
     """SciPy's rotations of (..., 4), flattened.
 
     Raises:
-        SpecError: one is no rotation.
+        SpecError: one is not a rotation.
     """
     flat = np.asarray(quaternions, dtype=np.float64).reshape(-1, 4)
     sound = are_rotations(flat)

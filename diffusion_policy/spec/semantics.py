@@ -24,10 +24,10 @@ from diffusion_policy.spec.names import (
 # Widths of a gripper in the older layout, in meters: 0.03-0.08 on the real robot; a sensor's zero may be off.
 _GRIPPER_WIDTHS = (-0.01, 0.2)
 
-# Slack of a recorded quaternion's norm; and the norms that ranges may allow where nothing else is known.
+# Tolerance of a recorded quaternion's norm, and the norms that ranges may allow where nothing else is known.
 _NORM_SLACK, _NARROW = 0.02, (0.8, 1.25)
 
-# "named" is every layout that names tell and these words do not: ActionLayout says what it is.
+# "named" is every layout that is known by names but has no word here: ActionLayout describes it.
 Layout = Literal["xyz_quat", "xyz_quat_gripper", "xyz_rotvec_width", "named", "unknown"]
 
 
@@ -36,7 +36,7 @@ def action_semantics(names: Sequence[str] = POSE_GRIPPER, units: Mapping[str, st
 
     Args:
         names: of the numbers.
-        units: of those whose unit their name does not tell, such as joints.
+        units: for numbers whose name does not imply one, such as joints.
     """
     listed = [(units or {}).get(name) or unit_of(name) for name in names]
     semantics: dict[str, Any] = {"version": SEMANTICS_VERSION, "names": list(names), "units": listed}
@@ -53,7 +53,7 @@ def action_semantics(names: Sequence[str] = POSE_GRIPPER, units: Mapping[str, st
 
 
 def find_layout(names: Sequence[str], units: Mapping[str, str] | None = None) -> ActionLayout | None:
-    """The layout of a vector; None of one with a part of a position, which is no pose (a point on a table: x, y)."""
+    """The layout of a vector; None if it has only part of a position, so is not a pose (a point on a table: x, y)."""
     try:
         return ActionLayout.of(names, units)
     except SpecError:
@@ -67,13 +67,13 @@ def is_game(names: Sequence[str]) -> bool:
 
 
 def arms_of(names: Sequence[str], units: Mapping[str, str] | None = None) -> tuple[Arm, ...]:
-    """The arms of a vector; none where it has no layout."""
+    """The arms of a vector; empty if it has no layout."""
     layout = find_layout(names, units)
     return () if layout is None else layout.arms
 
 
 def with_units(layout: ActionLayout, semantics: Mapping[str, Any] | None) -> ActionLayout:
-    """The layout with the units that data or a checkpoint says, of numbers whose own unit is unknown."""
+    """The layout with units from data or a checkpoint, for numbers whose unit is unknown."""
     known = {} if semantics is None else _units_by_name(semantics, "action_semantics")
     return ActionLayout.of(
         layout.names,
@@ -87,9 +87,9 @@ def with_units(layout: ActionLayout, semantics: Mapping[str, Any] | None) -> Act
 def check_semantics(found: Mapping[str, Any] | None, expected: Mapping[str, Any], where: str) -> None:
     """Refuse data whose meaning differs from what is expected of it.
 
-    A dimension that only one side has is no contradiction (a pose-only policy reads pose + gripper data by name), nor
-    is a unit that only one side says; the same name with another unit, another quaternion order or another gripper
-    polarity is. ``found`` None: unlabeled files of the predecessor, nothing to check.
+    A dimension that only one side has is not a contradiction (a pose-only policy reads pose + gripper data by name),
+    nor is a unit that only one side gives; the same name with another unit, another quaternion order or another gripper
+    polarity is. ``found`` is None for unlabeled files of the predecessor: there is nothing to check.
 
     Raises:
         SpecError: names the entry that differs, in ``where``.
@@ -118,7 +118,7 @@ def _units_by_name(semantics: Mapping[str, Any], where: str) -> dict[str, str]:
 
 
 def layout_of_statistics(names: Sequence[str], minimum: Sequence[float], maximum: Sequence[float]) -> Layout:
-    """What numbers of these names and ranges are: names that somebody gave them tell, else the ranges do."""
+    """The layout of numbers with these names and ranges: by names that someone chose, else by the ranges."""
     layout = find_layout(names) if tuple(names) not in (POSE, POSE_GRIPPER, ROTVEC_WIDTH) else None
     is_named = tuple(names) != default_names(len(names))
     known = layout is not None and bool(layout.motion_columns or layout.has_gripper or is_named)
@@ -129,8 +129,8 @@ def layout_from_range(minimum: Sequence[float], maximum: Sequence[float]) -> Lay
     """Tell the layouts of an action or pose vector apart by the range of each dimension.
 
     A quaternion's four numbers have norm 1 at every step, so the unit sphere passes through their box of ranges. In the
-    rotation-vector layout the seventh number is a width of centimetres, and a gripper that points down has an angle
-    near pi.
+    rotation-vector layout the seventh number is a width of a few centimeters, and a gripper that points down has an
+    angle near pi.
     """
     low, high = np.asarray(minimum, dtype=np.float64), np.asarray(maximum, dtype=np.float64)
     if low.shape != high.shape or low.shape not in ((7,), (8,)) or not (np.isfinite(low) & np.isfinite(high)).all():
@@ -145,12 +145,12 @@ def layout_from_range(minimum: Sequence[float], maximum: Sequence[float]) -> Lay
 def sign_of_quaternion(statistics: Mapping[str, Sequence[float]]) -> str:
     """Why the numbers 4 to 7 of a vector of 7 or 8 without names look like a unit quaternion; "" if they do not.
 
-    With mean and std the test is sharp: over all steps, the mean of the squared norm is the sum of mean^2 + std^2, and
-    that is 1 for unit quaternions. Ranges alone show it where they restrict the norm enough. Ranges of -1..1 or 0..1,
-    which are also what a program writes that knows none, tell nothing; and nothing tells xyzw from wxyz.
+    With mean and std the test is sharp: over all steps, the mean of the squared norm is the sum of mean^2 + std^2,
+    which is 1 for unit quaternions. Ranges alone show it only where they restrict the norm enough. Ranges of -1..1 or
+    0..1, which programs also write as placeholders, show nothing; and nothing distinguishes xyzw from wxyz.
 
     Args:
-        statistics: (7,) or (8,) each: min and max, and mean and std where they are known.
+        statistics: (7,) or (8,) each: min and max, and mean and std if known.
     """
     numbers = {name: np.asarray(values, dtype=np.float64) for name, values in statistics.items()}
     if any(values.shape not in ((7,), (8,)) or not np.isfinite(values).all() for values in numbers.values()):

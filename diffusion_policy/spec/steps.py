@@ -18,7 +18,7 @@ class ObsField:
     """One observation key.
 
     Attributes:
-        key: name in ``shape_meta.obs`` and in the dataset.
+        key: its name in ``shape_meta.obs`` and in the dataset.
         shape: of one step; (C, H, W) for images, (D,) for low-dimensional keys.
         kind: "rgb" or "low_dim".
         names: of the D dimensions; empty for images.
@@ -42,12 +42,13 @@ class StepSpec:
 
     Attributes:
         obs: its observation keys, in the order of ``shape_meta.obs``.
-        action_names: (Da,) names of its action's dimensions.
-        action_units: (Da,) units of them; "" where the name tells (``spec.UNITS``) or nothing does. Empty: all so.
-        rotation: representation into which rotations are converted for the policy, of actions and observed poses that
-            have it; robots, recordings and logs have quaternions then. None: as they are recorded.
-        relative: whether the policy's actions are relative to the newest observed pose; those of robots, recordings
-            and logs are absolute.
+        action_names: (Da,) names of the action's dimensions.
+        action_units: (Da,) their units; "" where the name implies it (``spec.UNITS``) or none is given. Empty means all
+            "".
+        rotation: representation into which rotations of actions and observed poses are converted for the policy;
+            robots, recordings and logs then have quaternions. None: as recorded.
+        relative: whether the policy's actions are relative to the newest observed pose; in robots, recordings and logs
+            they are absolute.
     """
 
     obs: tuple[ObsField, ...]
@@ -68,12 +69,12 @@ class StepSpec:
 
     @property
     def semantics(self) -> dict[str, Any]:
-        """What the robot's action means, as plain JSON; see ``action_semantics``."""
+        """The meaning of the robot's action, as plain JSON; see ``action_semantics``."""
         return action_semantics(self.robot.action_names, self.robot.units)
 
     @property
     def robot(self) -> StepSpec:
-        """The same step as robots, recordings and logs have it; itself where nothing is converted.
+        """The same step as robots, recordings and logs have it; the spec itself if nothing is converted.
 
         ``spec.StepTransform`` converts between the two.
         """
@@ -97,12 +98,12 @@ class StepSpec:
 
     @property
     def units(self) -> dict[str, str]:
-        """Units that ``shape_meta`` says, by the name of the dimension."""
+        """Units given by ``shape_meta``, by name of the dimension."""
         units = zip(self.action_names, self.action_units, strict=False)
         return {name: unit for name, unit in units if unit}
 
     def shape_meta(self) -> dict[str, Any]:
-        """The mapping that :func:`read_shape_meta` reads as this."""
+        """The mapping from which :func:`read_shape_meta` would read this spec."""
         obs: dict[str, dict[str, Any]] = {}
         for field in self.obs:
             obs[field.key] = {"shape": list(field.shape), "type": field.kind}
@@ -123,7 +124,7 @@ class StepSpec:
         return tuple(field for field in self.obs if field.kind == "low_dim")
 
     def field(self, key: str) -> ObsField:
-        """The field of that key; SpecError if there is none."""
+        """The field with that key; SpecError if there is none."""
         for field in self.obs:
             if field.key == key:
                 return field
@@ -134,11 +135,11 @@ def read_shape_meta(shape_meta: Mapping[str, Any]) -> StepSpec:
     """Read a ``shape_meta``: {"obs": {key: {"shape", "type", "names"?}}, "action": {"shape", "names"?, "units"?}}.
 
     Without ``names`` seven action dimensions are a pose and eight a pose and a gripper, as in every released config;
-    other widths are called a0, a1, ... ``units`` are a list, or a mapping of some names, for numbers whose name does
-    not tell: joints. ``rotation`` and ``relative`` of the action are those of :class:`StepSpec`.
+    other widths are called a0, a1, ... ``units`` is a list, or a mapping of some names, for numbers whose name does not
+    imply a unit: joints. ``rotation`` and ``relative`` of the action are as in :class:`StepSpec`.
 
     Raises:
-        SpecError: an entry is missing, of the wrong type, or names and shape disagree.
+        SpecError: an entry is missing or has the wrong type, or names and shape disagree.
     """
     for entry in ("obs", "action"):
         if not isinstance(shape_meta.get(entry), Mapping):

@@ -1,10 +1,10 @@
-"""Between the numbers of a policy and those of robots, recordings and logs: the one border of the two.
+"""Converts between a policy's numbers and those of robots, recordings and logs: the only boundary between the two.
 
-A policy may be trained with rotations in another representation than they were recorded in (``StepSpec.rotation``), and
-with actions relative to the newest observed pose (``StepSpec.relative``). All code that gives it observations, or takes
-its actions, goes through here; where a policy has neither, everything comes back as it was given.
+A policy may be trained with rotations in a representation other than the recorded one (``StepSpec.rotation``), and with
+actions relative to the newest observed pose (``StepSpec.relative``). All code that gives it observations, or takes its
+actions, goes through here; for a policy with neither, everything is returned unchanged.
 
-Legend of shapes: To observation steps, T steps of a chunk, D numbers of the robot's action, Da of the policy's.
+Legend of shapes: To observation steps, T steps of a chunk, D numbers in the robot's action, Da in the policy's.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class StepTransform:
         return self.robot == self.policy
 
     def observed(self, obs: Arrays) -> dict[str, NDArray[Any]]:
-        """Observations (..., D of the key) of the robot -> those of the policy; images and other keys as they are.
+        """The robot's observations (..., D of the key) -> the policy's; images and other keys are unchanged.
 
         Raises:
-            SpecError: a pose has no rotation.
+            SpecError: a pose has an invalid rotation.
         """
         result = dict(obs)
         for ours, theirs in zip(self.policy.low_dim, self.robot.low_dim, strict=True):
@@ -65,14 +65,14 @@ class StepTransform:
         return result
 
     def trained(self, actions: ArrayLike, state: ArrayLike | None) -> FloatArray:
-        """Actions (..., T, D) of a recording -> those (..., T, Da) that the policy learns.
+        """Recorded actions (..., T, D) -> the actions (..., T, Da) that the policy learns.
 
         Args:
             actions: absolute.
-            state: (..., D) newest state, see :meth:`state`; only looked at for relative actions.
+            state: (..., D) newest state, see :meth:`state`; only used for relative actions.
 
         Raises:
-            SpecError: one has no rotation.
+            SpecError: one has an invalid rotation.
         """
         values = np.asarray(actions, dtype=np.float64)
         if self.policy.relative:
@@ -83,10 +83,10 @@ class StepTransform:
         return self.robot.layout.converted(values, self.policy.layout)
 
     def commanded(self, actions: ArrayLike, obs: Arrays) -> FloatArray:
-        """Actions (..., T, Da) of the policy -> those (..., T, D) that a robot gets: absolute, quaternions xyzw.
+        """The policy's actions (..., T, Da) -> the actions (..., T, D) that a robot gets: absolute, quaternions xyzw.
 
-        Signs of quaternions continue from the newest observed one. A step that is not finite, or has no rotation, is
-        NaN.
+        Signs of quaternions continue from the newest observed one. A step that is not finite, or has an invalid
+        rotation, becomes NaN.
 
         Args:
             actions: as predicted.
@@ -107,7 +107,7 @@ class StepTransform:
         return self._with_continuous_signs(robot_actions, obs)
 
     def state(self, obs: Arrays) -> FloatArray:
-        """(..., D) newest observed state in the robot's action layout; NaN if nothing is observed of a number.
+        """(..., D) newest observed state in the robot's action layout; NaN for numbers that are not observed.
 
         Args:
             obs: of the robot, (..., To, D of the key).
@@ -122,7 +122,7 @@ class StepTransform:
 
     @cached_property
     def _observed_by(self) -> dict[str, str]:
-        """By name of a number of the action, the observation key that has one of that name."""
+        """For each name in the action, the observation key that has a number of that name."""
         keys: dict[str, str] = {}
         for field in self.robot.low_dim:
             for name in field.names:
@@ -131,10 +131,10 @@ class StepTransform:
 
     @cached_property
     def _state_columns(self) -> tuple[int, ...]:
-        """Columns of the action that are relative, each of which is observed, too.
+        """Columns of the action that are relative; each must also be observed.
 
         Raises:
-            SpecError: one is not, or nothing of the action moves an arm.
+            SpecError: one is not observed, or nothing in the action moves an arm.
         """
         columns = self.robot.layout.motion_columns
         named = [self.robot.action_names[column] for column in columns]
@@ -149,7 +149,7 @@ class StepTransform:
         return columns
 
     def _with_continuous_signs(self, actions: FloatArray, obs: Arrays) -> FloatArray:
-        """Actions (..., T, D) whose quaternions do not flip, from the newest observed one on."""
+        """Actions (..., T, D) whose quaternions do not flip sign, starting from the newest observed one."""
         layout, state = self.robot.layout, self.state(obs)
         for arm in layout.arms:
             if arm.representation != "quaternion":

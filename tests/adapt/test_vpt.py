@@ -84,7 +84,7 @@ def test_the_stripped_file_is_recognized_and_its_cause_named():
 
 def test_a_width_that_cannot_be_cut_into_heads_does_not_construct():
     kwargs = vpt.released(2)["policy_kwargs"] | {"attention_heads": 7}
-    with pytest.raises(ConstructionError, match="hidsize 2048 cannot be cut into 7 attention heads"):
+    with pytest.raises(ConstructionError, match="hidsize 2048 cannot be split into 7 attention heads"):
         vpt.shapes(config_of(kwargs))
 
 

@@ -189,7 +189,7 @@ def test_a_runs_weights_are_written_as_upstream_reads_them(
     ("options", "message"),
     [
         ({"n_action_steps": 2}, "VPT answers each frame with one action"),
-        ({"attention_heads": 3}, "cannot be cut into 3 heads"),
+        ({"attention_heads": 3}, "cannot be split into 3 heads"),
         ({"window": 0}, "window is 0; expected 1 to"),
         ({"n_recurrence_layers": 10**9}, "n_recurrence_layers is 1000000000; expected 1 to 64"),
         ({"temperature": 0.0}, "temperature is 0"),
@@ -206,8 +206,8 @@ def test_options_that_fit_no_policy_are_refused(options: dict[str, Any], message
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"action": {"shape": [8]}}, "VPT's is .*take task=minecraft"),
-        ({"action": {"shape": [22], "names": list(reversed(VPT_ACTION))}}, "take task=minecraft"),
+        ({"action": {"shape": [8]}}, "VPT's is .*use task=minecraft"),
+        ({"action": {"shape": [22], "names": list(reversed(VPT_ACTION))}}, "use task=minecraft"),
         ({"obs": {"pov": {"shape": [3, 128, 96], "type": "rgb"}}}, "or another square"),
         ({"obs": {"pov": {"shape": [3, 8, 8], "type": "rgb"}, "pose": {"shape": [7]}}}, "one camera and nothing else"),
     ],

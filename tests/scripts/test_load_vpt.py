@@ -48,7 +48,7 @@ def test_a_wrappers_prefix_is_repaired_on_request(prefix: str, main, weights, tm
     assert main([str(tmp_path / "a.weights")]) == 2
     assert "--repair" in capsys.readouterr().err
     assert main([str(tmp_path / "a.weights"), "--repair"]) == 0
-    assert f"the prefix {prefix!r} was taken off" in capsys.readouterr().out
+    assert f"the prefix {prefix!r} was removed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -348,7 +348,7 @@ def test_weights_files_with_a_second_value_head_start_a_run_and_say_so(
     caplog.set_level(logging.INFO)
     train(dataset, tmp_path / "run", f"pretrained.path={tmp_path / 'a.weights'}", "training.num_epochs=0")
     assert "dropped 5 keys" in caplog.text
-    assert "its sizes are read off the shapes" in caplog.text
+    assert "with sizes read from the shapes" in caplog.text
 
 
 # ---- the pull ----
