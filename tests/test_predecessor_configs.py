@@ -124,7 +124,7 @@ def test_the_older_layout_trains_on_its_own_differences(
 def test_differences_are_never_called_a_pose(folder: Path, cached: Path, tmp_path: Path) -> None:
     words = words_of(folder, OLDER_LAYOUT, *SMALL, f"task.dataset_path={cached}")
     cfg = compose_arguments([*words, f"+task.shape_meta.action.names={list(OLDER_POSE)}".replace("'", "")])
-    with pytest.raises(SpecError, match="differences are no poses"):
+    with pytest.raises(SpecError, match="differences are not poses"):
         get_class(cfg._target_)(cfg, tmp_path).run()
 
 

@@ -1,1 +1,1 @@
-"""The dataset: its layout on disk, its windows, and what training reads of it."""
+"""The dataset: its layout on disk, its windows, and what training reads from it."""

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
 _LOCAL_HEADER, _SIGNATURE, _ENCRYPTED = struct.Struct("<4s22xHH"), b"PK\3\4", 1
-# Bytes that a deflated one unpacks to, at most.
+# Most bytes that a deflated byte unpacks to.
 _MOST_DEFLATED, _LEAST = 1032, 64
 _METADATA = (".zgroup", ".zattrs", ".zarray", ".zmetadata", "zarr.json")
-# The ledger of a conversion is in the attributes: a kilobyte an episode.
+# The attributes hold the ledger of the conversion: a kilobyte per episode.
 _LARGEST_METADATA = 2**28
-# Of these a group has one, by its format.
+# A group has one of these, depending on its format.
 ROOT_METADATA = (".zgroup", "zarr.json")
 
 
@@ -51,7 +51,7 @@ class Archive:
             with zipfile.ZipFile(path) as archive:
                 records = [record for record in archive.infolist() if not record.is_dir()]
         except (zipfile.BadZipFile, struct.error, UnicodeDecodeError, NotImplementedError) as error:
-            raise DatasetError(f"{path}: a damaged or cut zip archive ({error}); copy it again") from error
+            raise DatasetError(f"{path}: a damaged or truncated zip archive ({error}); copy it again") from error
         self._records = {record.filename: record for record in records}
         if len(self._records) < len(records):
             names = [record.filename for record in records]
@@ -65,26 +65,26 @@ class Archive:
         self._file = path.open("rb")
 
     def _check_sizes(self, n_bytes: int) -> None:
-        """Sizes in the directory that the archive cannot have, and metadata that no dataset has."""
+        """Refuse sizes in the directory that the archive cannot have, and metadata too long for any dataset."""
         for name, record in self._records.items():
             packed, unpacked = record.compress_size, record.file_size
             most = packed if record.compress_type == zipfile.ZIP_STORED else _MOST_DEFLATED * packed + _LEAST
             if record.header_offset + packed > n_bytes or unpacked > most:
                 raise DatasetError(
-                    f"{self.path}: a damaged or cut zip archive (its record {name} claims {packed} bytes, "
+                    f"{self.path}: a damaged or truncated zip archive (its record {name} claims {packed} bytes, "
                     f"unpacked {unpacked}); copy it again"
                 )
             if name.rpartition("/")[2] in _METADATA and unpacked > _LARGEST_METADATA:
-                raise DatasetError(f"{self.path}: its record {name} has {unpacked} bytes; no metadata is so long")
+                raise DatasetError(f"{self.path}: its record {name} has {unpacked} bytes; no metadata is that long")
 
     def __reduce__(self) -> tuple[type[Archive], tuple[Path]]:
         return Archive, (self.path,)
 
     def root(self) -> str:
-        """The folder in the archive that is the dataset, at any depth: "" where it is the archive itself.
+        """The folder in the archive that is the dataset, at any depth; "" for the archive's root.
 
         Raises:
-            DatasetError: no zarr group, or several side by side.
+            DatasetError: no zarr group, or several on one level.
         """
         groups = {name.rpartition("/")[0] for name in self.sizes if name.rpartition("/")[2] in ROOT_METADATA}
         roots = sorted(group for group in groups if not any(above in groups for above in _above(group)))
@@ -94,11 +94,11 @@ class Archive:
         return roots[0]
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
-        """A record, or a part of it; only whole records are compared with their CRC-32.
+        """A record, or part of it; only whole records are compared with their CRC-32.
 
         Raises:
             KeyError: no such record.
-            DatasetError: it is damaged, encrypted, or packed in a way that is not read.
+            DatasetError: it is damaged, encrypted, or packed with an unsupported method.
         """
         record = self._records[name]
         where = f"{self.path}: its record {name}"
@@ -129,7 +129,7 @@ class Archive:
 
 
 class ArchiveStore(Store):
-    """Records of an archive as a zarr store that is only read."""
+    """An archive's records as a read-only zarr store."""
 
     supports_writes = False
     supports_deletes = False
@@ -150,7 +150,7 @@ class ArchiveStore(Store):
         return str(self.archive.path)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """The content of a record, or the part that is asked for; None if it does not exist."""
+        """The content of a record, or the requested part; None if it does not exist."""
         size = self.archive.sizes.get(key)
         if size is None:
             return None
@@ -159,7 +159,7 @@ class ArchiveStore(Store):
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """As `get`, of several."""
+        """Like `get`, for several records."""
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     async def exists(self, key: str) -> bool:
@@ -172,7 +172,7 @@ class ArchiveStore(Store):
             yield name
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """Names that begin so."""
+        """Names with this prefix."""
         for name in self.archive.sizes:
             if name.startswith(prefix):
                 yield name
@@ -197,7 +197,7 @@ class ArchiveStore(Store):
 
 
 def _above(folder: str) -> list[str]:
-    """The folders that hold a folder; the archive itself is ""."""
+    """The folders above a folder; the archive's root is ""."""
     parts = folder.split("/") if folder else []
     return ["/".join(parts[:n]) for n in range(len(parts))]
 

@@ -1,4 +1,4 @@
-"""General codecs whose packed bytes do not say how much they unpack to, with a limit to it: of zarr formats 2 and 3."""
+"""General codecs whose packed bytes do not state their unpacked size, with a limit to it, for zarr formats 2 and 3."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Decompressor(Protocol):
 def _bounded(decompressor: _Decompressor, packed: Any, out: Any) -> Any:
     content = decompressor.decompress(ensure_contiguous_ndarray(packed), LARGEST_CHUNK + 1)
     if len(content) > LARGEST_CHUNK or not decompressor.eof:
-        raise ValueError(f"it is cut, or unpacks to more than {LARGEST_CHUNK} bytes")
+        raise ValueError(f"it is truncated, or unpacks to more than {LARGEST_CHUNK} bytes")
     return ndarray_copy(content, out)
 
 
@@ -38,7 +38,7 @@ class BoundedZlib(numcodecs.Zlib):
     codec_id = "zlib"
 
     def decode(self, buf: Any, out: Any = None) -> Any:
-        """The unpacked bytes; ValueError if they are more than any chunk has."""
+        """The unpacked bytes; ValueError if they exceed the largest chunk."""
         return _bounded(zlib.decompressobj(), buf, out)
 
 
@@ -48,7 +48,7 @@ class BoundedGZip(numcodecs.GZip):
     codec_id = "gzip"
 
     def decode(self, buf: Any, out: Any = None) -> Any:
-        """The unpacked bytes; ValueError if they are more than any chunk has."""
+        """The unpacked bytes; ValueError if they exceed the largest chunk."""
         return _bounded(zlib.decompressobj(wbits=16 + zlib.MAX_WBITS), buf, out)
 
 
@@ -58,7 +58,7 @@ class BoundedBZ2(numcodecs.BZ2):
     codec_id = "bz2"
 
     def decode(self, buf: Any, out: Any = None) -> Any:
-        """The unpacked bytes; ValueError if they are more than any chunk has."""
+        """The unpacked bytes; ValueError if they exceed the largest chunk."""
         return _bounded(bz2.BZ2Decompressor(), buf, out)
 
 
@@ -68,12 +68,12 @@ class BoundedLZMA(numcodecs.LZMA):
     codec_id = "lzma"
 
     def decode(self, buf: Any, out: Any = None) -> Any:
-        """The unpacked bytes; ValueError if they are more than any chunk has."""
+        """The unpacked bytes; ValueError if they exceed the largest chunk."""
         return _bounded(lzma.LZMADecompressor(format=self.format, filters=self.filters), buf, out)
 
 
 class BoundedGzipCodec(GzipCodec):
-    """gzip of format 3."""
+    """gzip for format 3."""
 
     def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
         return as_numpy_array_wrapper(BoundedGZip(self.level).decode, chunk_bytes, chunk_spec.prototype)

@@ -1,9 +1,9 @@
-"""Every file of a dataset must be there: a chunk that is absent reads as zeros, and a cut one may not read at all.
+"""Every file of a dataset must be there: a missing chunk reads as zeros, and a truncated one may not read at all.
 
-What a listing and a few bytes of each file show is inspected whenever a dataset is opened: that each chunk has its
+Whenever a dataset is opened, a listing and a few bytes of each file are checked: that each chunk has its
 file, that raw chunks have their size, that Blosc chunks are as long as their header says, and that the index of a shard
-has its CRC-32C and names all of its chunks. What only decoding shows is found when chunks are decoded (`verification`
-decodes all).
+has its CRC-32C and names all of its chunks. Faults that only decoding shows are found when chunks are decoded
+(`verification` decodes all).
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from diffusion_policy.paths import file_system
 # Bytes of a Blosc header; at offset 12 is the length of the whole chunk (little-endian).
 _BLOSC_HEADER, _BLOSC_LENGTH = 16, slice(12, 16)
 _ABSENT = np.uint64(2**64 - 1)
-# Codecs whose bytes begin with what they unpack to.
+# Codecs whose bytes begin with their unpacked size.
 _SAYS_SIZE = ("blosc", "lz4", "zstd")
-# Codecs whose bytes end with a marker, without which they are read and the rest is filled with gray.
+# Codecs whose bytes end with a marker; without it they are still read, and the rest is filled with gray.
 _MARKED, _END_OF_IMAGE = ("imagecodecs_jpeg", "imagecodecs_jpeg2k"), b"\xff\xd9"
 # A packed chunk may be somewhat larger than its pixels, never this many times.
 _LARGEST = 4
 _NOT_THERE = "does not exist"
-# Files of one array that are listed where they are absent.
+# Most missing files of one array that are listed.
 _MOST_ABSENT = 100_000
 
 
 @dataclass(frozen=True)
 class ChunkFault:
-    """A file of an array that is absent or damaged.
+    """A missing or damaged file of an array.
 
     Attributes:
         key: of the array within its group, such as "image".
         file: name of the file within the dataset.
-        what: is wrong with it.
+        what: what is wrong with it.
         rows: (first, exclusive end) of the array's rows that it holds.
         is_absent: whether the file does not exist at all.
     """
@@ -72,7 +72,7 @@ class Files(Protocol):
         """Bytes of each file below a folder, by name relative to it."""
 
     are_at_hand: bool
-    """Whether a few bytes of every file are read in no time; if not, only those of shards are."""
+    """Whether reading a few bytes of every file is cheap; if not, only those of shards are read."""
 
     def beginnings(self, names: Sequence[str], n: int) -> Iterable[bytes]:
         """The first n bytes of each."""
@@ -82,7 +82,7 @@ class Files(Protocol):
 
 
 class LocalFiles:
-    """Of a folder of this machine."""
+    """The files of a local folder."""
 
     are_at_hand = True
 
@@ -90,7 +90,7 @@ class LocalFiles:
         self.root = root
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """See `Files`; a link that leads nowhere is no file."""
+        """See `Files`; a broken link does not count as a file."""
         result: dict[str, int] = {}
         waiting = [(str(self.root / folder), "")]
         while waiting:
@@ -125,7 +125,7 @@ class LocalFiles:
 
 
 class RemoteFiles:
-    """Of an object store: one listing, and ranges of many objects at once."""
+    """The files of an object store: one listing, and ranges of many objects at once."""
 
     are_at_hand = False
 
@@ -152,7 +152,7 @@ class RemoteFiles:
 
 
 class ArchiveFiles:
-    """Of a zip archive, whose records have a checksum of their own."""
+    """The files of a zip archive, whose records have their own checksums."""
 
     are_at_hand = False
 
@@ -174,13 +174,13 @@ class ArchiveFiles:
 
 
 def chunk_faults(array: zarr.Array[Any], files: Files) -> list[ChunkFault]:
-    """What is wrong with the files of an array, as far as a listing and a few bytes of each show."""
+    """Faults of an array's files, as far as a listing and a few bytes of each show them."""
     per_file = array.shards or array.chunks
     grid = [math.ceil(n / size) for n, size in zip(array.shape, per_file, strict=True)]
     sizes, folder = files.sizes(array.path), array.path
     faults: list[ChunkFault] = []
     n_files = math.prod(grid)
-    if n_files > len(sizes) + _MOST_ABSENT:  # to list them all would take for ever
+    if n_files > len(sizes) + _MOST_ABSENT:  # listing them all would take forever
         first = (tuple(map(int, np.unravel_index(i, grid))) for i in range(len(sizes) + 1))
         absent = next(at for at in first if array.metadata.encode_chunk_key(at) not in sizes)
         others = f"{_NOT_THERE}, nor are {n_files - len(sizes) - 1} or more others of its {n_files}"
@@ -209,7 +209,7 @@ def _fault(array: zarr.Array[Any], per_file: tuple[int, ...], name: str, at: tup
 
 
 def _expected_size(array: zarr.Array[Any], per_file: tuple[int, ...]) -> tuple[int | None, int]:
-    """Bytes of a file of raw numbers (None if they are packed), and the most that any file may have."""
+    """Bytes of a file of raw numbers (None if they are packed), and the most bytes that any file may have."""
     raw = math.prod(per_file) * array.dtype.itemsize
     is_raw = not array.compressors and not array.filters and array.shards is None
     is_raw = is_raw and (array.metadata.zarr_format == 2 or isinstance(array.serializer, BytesCodec))
@@ -233,7 +233,7 @@ def _looked_inside(
     sizes: dict[str, int],
     there: Sequence[tuple[str, tuple[int, ...]]],
 ) -> Iterator[str | None]:
-    """For each file that exists, what its first or last bytes say against it."""
+    """For each file that exists, the fault that its first or last bytes show."""
     if array.shards is not None:
         yield from _shards(array, files, names, sizes, there)
         return
@@ -244,13 +244,13 @@ def _looked_inside(
             yield _of_header(codec, header, sizes[name], raw)
     elif codec in _MARKED and files.are_at_hand:
         for ending in files.endings(names, len(_END_OF_IMAGE)):
-            yield None if ending == _END_OF_IMAGE else "is cut off"
+            yield None if ending == _END_OF_IMAGE else "is truncated"
     else:
         yield from itertools.repeat(None, len(names))
 
 
 def _of_header(codec: str, header: bytes, size: int, raw: int | None) -> str | None:
-    """What the first bytes of a chunk say against it: its length, and how much it unpacks to."""
+    """The fault that a chunk's first bytes show: in its length, or its unpacked size."""
     length = int.from_bytes(header[_BLOSC_LENGTH], "little")
     if codec == "blosc" and (len(header) < _BLOSC_HEADER or length != size):
         return f"has {size} bytes, its header says {length}"
@@ -261,7 +261,7 @@ def _of_header(codec: str, header: bytes, size: int, raw: int | None) -> str | N
 
 
 def _codec_name(array: zarr.Array[Any]) -> str:
-    """What packs each chunk last, as numcodecs calls it; empty if that is nothing, or several codecs."""
+    """The codec that packs each chunk, by its numcodecs name; empty if there is none, or several."""
     if len(array.compressors) == 1:
         codec = array.compressors[0]
         if isinstance(codec, ZstdCodec):
@@ -279,7 +279,7 @@ def _shards(
     sizes: dict[str, int],
     there: Sequence[tuple[str, tuple[int, ...]]],
 ) -> Iterator[str | None]:
-    """What the index of each shard (offset and length of each chunk, then their CRC-32C) says against it."""
+    """The fault that each shard's index (offset and length of each chunk, then their CRC-32C) shows."""
     codec, shards = array.metadata.codecs[0], array.shards or ()  # type: ignore[union-attr]
     if not isinstance(codec, ShardingCodec) or [type(one) for one in codec.index_codecs] != [BytesCodec, Crc32cCodec]:
         yield from itertools.repeat(None, len(names))
@@ -293,7 +293,7 @@ def _shards(
             yield f"has {len(index)} bytes, fewer than its index"
             continue
         if google_crc32c.value(index[:-4]) != int.from_bytes(index[-4:], "little"):
-            yield "is cut, or its index is damaged: it fails its CRC-32C"
+            yield "is truncated, or its index is damaged: it fails its CRC-32C"
             continue
         entries = np.frombuffer(index[:-4], dtype="<u8").reshape(*inner, 2)
         needed = tuple(
@@ -306,4 +306,4 @@ def _shards(
         if absent.any():
             yield f"lacks {int(absent.sum())} of its {absent.size} chunks"
         else:
-            yield f"is cut: {int(beyond.sum())} of its chunks are beyond its end" if beyond.any() else None
+            yield f"is truncated: {int(beyond.sum())} of its chunks are beyond its end" if beyond.any() else None

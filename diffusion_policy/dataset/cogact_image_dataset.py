@@ -4,7 +4,7 @@
     obs       o o ...                    the first n_obs_steps
     action    . . ... a a a a a a a a    after the first n_latency_steps
 
-Observations go through `spec.policy_observation`, as those that a robot sends do; images stay uint8.
+Observations go through `spec.policy_observation`, like those that a robot sends; images stay uint8.
 
 Legend: E episodes, W windows, B batch, To observation steps, T horizon, Da action dimensions.
 """
@@ -46,46 +46,46 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
 
     Args:
         shape_meta: keys, shapes and (optionally) names of what the policy reads and predicts.
-        zarr_path: the dataset, or several that become one.
+        zarr_path: the dataset, or several that are joined.
         horizon: T, steps in a window.
-        pad_before: steps by which a window may begin before its episode.
-        pad_after: steps by which it may end after it.
+        pad_before: most steps by which a window may begin before its episode.
+        pad_after: most steps by which it may end after it.
         n_obs_steps: To, how many of a window's observations are returned; all by default.
         n_latency_steps: how many steps the action lags behind the observation.
-        seed: of the validation split and of the thinning.
-        val_ratio: part of the episodes of each dataset that is held out.
-        max_train_episodes: at most so many training episodes of each dataset, drawn at random.
+        seed: of the validation split and of thinning.
+        val_ratio: share of each dataset's episodes that is held out.
+        max_train_episodes: most training episodes per dataset, drawn at random.
         cache: where prepared observations are kept: none, memory, mmap or device (see `observations`).
         device: of cache: device.
-        weights: part of the draws that each dataset (a list) or each task (a mapping; "others" for those not
-            named) has; by number of windows if not given (see `sampling`).
-        only_episodes: names ("episode_0066") of those that are used; all by default.
-        exclude_episodes: names of episodes that are not used. Neither filter changes the validation split.
-        gripper_scale: that the gripper is stored in where it is not 0 (closed) to 1 (open) (`gripper_scale`): one name,
-            or one or None for each dataset; it is converted.
+        weights: share of the draws of each dataset (a list) or task (a mapping; "others" for those not named); by
+            number of windows if not given (see `sampling`).
+        only_episodes: names ("episode_0066") of the episodes to use; all by default.
+        exclude_episodes: names of episodes to leave out. Neither filter changes the validation split.
+        gripper_scale: the stored scale of a gripper that is not 0 (closed) to 1 (open) (`gripper_scale`): one name, or
+            one or None for each dataset; it is converted.
         rotation: representation that quaternions of actions and observed poses are converted to: rotation_vector,
             rotation_6d_rows, rotation_6d_columns, or quaternion; None: everything is as recorded.
         relative_actions: every step of a window's actions is relative to its newest observed pose; grippers are not.
-            Both are what `shape_meta.action` says of the policy (``rotation``, ``relative``).
+            Both must match `shape_meta.action` of the policy (``rotation``, ``relative``).
         action_differences: actions are the differences of an episode's successive recorded commands, column by column,
             the first zero. Their names must say so: names of positions and rotations are refused.
-        names_from_shape_meta: arrays that carry no names have those of shape_meta, column by column.
+        names_from_shape_meta: arrays without names take those of shape_meta, column by column.
 
     Attributes:
         action_differences: as given.
-        spec: what a step is, from shape_meta; as the policy has it (``spec.robot``: as it is recorded).
+        spec: one step, from shape_meta, as the policy sees it (``spec.robot``: as recorded).
         episode_ends: (E,) int64, exclusive end of every episode, over all datasets.
         episode_names: (E,) as recorded.
-        semantics: what the action's numbers mean as they are read; None in files that do not say.
-        gripper_scale: names of the scales that a gripper was converted from; empty where it is stored as 0..1.
+        semantics: what the action's numbers mean when read; None for files that do not say.
+        gripper_scale: names of the scales that a gripper was converted from; empty if it is stored as 0..1.
         windows: those of the episodes in use.
         train_episodes: (E,) bool.
         validation_episodes: (E,) bool.
-        sample_weights: (W,) float64, how often to draw each window; None if all count alike.
+        sample_weights: (W,) float64, how often to draw each window; None if all count equally.
 
     Raises:
-        DatasetError: no dataset, a key or dimension missing, another image size, an unknown episode, no memory or disk
-            for the cache, or no window fits.
+        DatasetError: no dataset, a missing key or dimension, another image size, an unknown episode, not enough memory
+            or disk for the cache, or no window fits.
         SpecError: shape_meta is wrong, or the dataset's numbers mean something else.
     """
 
@@ -156,7 +156,7 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         return {"obs": {key: value[0] for key, value in batch["obs"].items()}, "action": batch["action"][0]}
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        """Several samples, read together: what a DataLoader asks for."""
+        """Several samples, read together, as a DataLoader requests them."""
         batch = self.get_batch(indices)
         return [
             {"obs": {key: value[i] for key, value in batch["obs"].items()}, "action": batch["action"][i]}
@@ -174,7 +174,7 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         return {"obs": self._observations.at(steps), "action": self.actions_at(steps)}
 
     def actions_at(self, steps: IndexArray) -> Tensor:
-        """(B, T, Da) the actions of recorded steps (B, T); relative ones to the first step of each row."""
+        """(B, T, Da) the actions of recorded steps (B, T); relative ones relate to the first step of each row."""
         return self._actions.at(steps[:, 0], steps)
 
     @property
@@ -199,7 +199,7 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
     def get_normalizer(self) -> LinearNormalizer:
         """Fitted to all episodes: actions and low-dimensional keys to [-1, 1] by their limits, images from [0, 1].
 
-        All are the policy's numbers: relative actions are those of all windows.
+        All are in the policy's numbers; for relative actions these are the actions of all windows.
         """
         normalizer = LinearNormalizer()
         normalizer[ACTION_KEY] = SingleFieldLinearNormalizer.create_fit(self._all_actions())
@@ -216,7 +216,7 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         return self._actions_of(windows, np.arange(len(windows))).flatten(0, 1).cpu()
 
     def hold_out(self, episodes: Mask) -> None:
-        """Hold these episodes (E,) out instead of those that were drawn; filters and thinning stay as they are.
+        """Hold these episodes (E,) out instead of those that were drawn; filters and thinning are unchanged.
 
         Raises:
             DatasetError: no window is left to train on.
@@ -229,11 +229,11 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
             )
 
     def of_each_dataset(self, episodes: NDArray[Any]) -> list[NDArray[Any]]:
-        """Identities (E,) of the episodes, by dataset."""
+        """An array (E,) over all episodes, split by dataset."""
         return np.split(episodes, np.cumsum([len(source.episode_ends) for source in self._sources])[:-1])
 
     def _divide(self, held_out: Mask) -> None:
-        """Into episodes that are trained on and held out."""
+        """Split the episodes into those trained on and those held out."""
         trained = [thin_episodes(~mask, *self._thinning) for mask in self.of_each_dataset(held_out)]
         self.validation_episodes: Mask = held_out & self._wanted
         self.train_episodes: Mask = np.concatenate(trained) & self._wanted
@@ -245,14 +245,14 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Addresses of those that are read from a hub, each with the commit that is read."""
+        """Addresses of the datasets read from a hub, each with its commit."""
         return tuple(filter(None, (address_of(source.path) for source in self._sources)))
 
     @property
     def frame_sizes(self) -> dict[str, list[tuple[int, int]]]:
         """Per camera, (width, height) of its pictures as recorded, before a conversion resized them.
 
-        Without cameras of which a dataset does not record it.
+        Cameras whose size a dataset does not record are left out.
         """
         return {
             camera.key: sorted({size for source in self._sources for size in source.frame_sizes[camera.key]})
@@ -262,15 +262,15 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
 
     @property
     def sample_weights(self) -> NDArray[np.float64] | None:
-        """(W,) how often to draw each window, so that each dataset or task has its part; None if all count alike.
+        """(W,) how often to draw each window, so that each dataset or task has its share; None if all count equally.
 
         Raises:
-            DatasetError: no window is left of any that has a part.
+            DatasetError: no window is left in any group with a weight.
         """
         return self._sampling.of_windows(self._episode_of)
 
     def shares(self, draws: int) -> tuple[Share, ...]:
-        """What each dataset or task comes to in an epoch of so many draws; one entry where nothing is shared out."""
+        """The share of each dataset or task in an epoch of this many draws; one entry if no weights are set."""
         return self._sampling.shares(self._episode_of, draws)
 
     @property
@@ -285,7 +285,7 @@ class CogActImageDataset(torch.utils.data.Dataset[Sample]):
         return np.concatenate([source.low_dim[key] for source in self._sources])
 
     def _filter(self, only: Sequence[str] | None, exclude: Sequence[str]) -> Mask:
-        """(E,) which episodes the filters leave."""
+        """(E,) which episodes pass the filters."""
         unknown = sorted({*(only or ()), *exclude} - set(self.episode_names))
         if unknown:
             raise DatasetError(f"no episode is called {', '.join(unknown)}; there are {_some(self.episode_names)}")
@@ -300,7 +300,7 @@ def _opened(paths: Sequence[str], scale: ScaleSetting, spec: StepSpec, *, is_nam
 
 
 def _check_conversions(spec: StepSpec, rotation: str | None, relative_actions: bool) -> None:
-    """Refuse settings of a dataset that say something else than the policy's shape_meta."""
+    """Refuse dataset settings that contradict the policy's shape_meta."""
     for setting, asked, entry, declared in (
         ("rotation", rotation, "rotation", spec.rotation),
         ("relative_actions", relative_actions, "relative", spec.relative),

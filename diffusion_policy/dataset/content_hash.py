@@ -1,8 +1,7 @@
-"""What a dataset holds, as one number: equal hashes mean equal data, regardless of the codec, chunks or zarr format.
+"""A dataset's content as one hash: equal hashes mean equal data, regardless of the codec, chunks or zarr format.
 
-Each episode has a hash of its rows, the dataset one of these: a damaged episode can be named, and episodes can be added
-without reading the others again. It comes with a hash of each array of an episode, so that a damaged one is named,
-too.
+Each episode has a hash of its rows, and the dataset a hash of these: a damaged episode can be named, and episodes can
+be added without rereading the others. Each array of an episode has a hash, too, so that a damaged array can be named.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from numpy.typing import NDArray
 
 from diffusion_policy.storage import sha256
 
-# Attributes of a dataset's root: of all of it, of each episode, and how it was made.
+# Attributes of a dataset's root: the hash of everything, the hashes of episodes, and how it was made.
 CONTENT_HASH, EPISODES, CONVERSION = "content_sha256", "episodes", "conversion"
-# Entries of an episode's description: its hash, and that of each of its arrays by key.
+# Entries of an episode's description: its hash, and its arrays' hashes by key.
 EPISODE_HASH, ARRAY_HASHES = "sha256", "arrays"
 
 
@@ -34,7 +33,7 @@ def episode_sha256(rows: Mapping[str, NDArray[Any]], frame_digests: Mapping[str,
 
 
 def array_sha256(rows: Mapping[str, NDArray[Any]], frame_digests: Mapping[str, Iterable[bytes]]) -> dict[str, str]:
-    """Hash of each array of an episode by key: of what it adds to `episode_sha256`."""
+    """Hash of each array of an episode by key: of what the array contributes to `episode_sha256`."""
     parts = {key: _of_rows(key, values) for key, values in rows.items()}
     parts |= {key: _of_frames(key, digests) for key, digests in frame_digests.items()}
     return {key: sha256(*part).hex() for key, part in sorted(parts.items())}

@@ -1,4 +1,4 @@
-"""What recordings tell besides their numbers: tasks, success, interventions. A dataset keeps it by episode."""
+"""What recordings hold besides numbers: tasks, success, interventions. A dataset keeps it per episode."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TASKS, SUCCESS, INTERVENTIONS = "tasks", "success", "interventions"
 
 @dataclass(frozen=True)
 class EpisodeMetadata:
-    """What a recording tells besides its numbers.
+    """What a recording holds besides its numbers.
 
     Attributes:
-        tasks: what was to be done, in words, in the order in which it was done.
+        tasks: descriptions of the tasks, in the order in which they were done.
         success: whether it succeeded; None if not recorded.
         interventions: steps at which a person drove instead of a policy, as [start, exclusive end]; None if the
             recording has no such flag.
@@ -32,7 +32,7 @@ class EpisodeMetadata:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> EpisodeMetadata:
-        """The inverse of `as_json`; other entries do not matter, and what has another type counts as absent."""
+        """The inverse of `as_json`; other entries are ignored, and values of the wrong type count as missing."""
         tasks, success, written = (entry.get(key) for key in (TASKS, SUCCESS, INTERVENTIONS))
         runs = [_run(value) for value in written] if isinstance(written, list | tuple) else [None]
         known = tuple(run for run in runs if run is not None)
@@ -79,7 +79,7 @@ def episode_metadata(buffer: ReplayBuffer) -> tuple[EpisodeMetadata, ...]:
 
 
 def _run(value: Any) -> tuple[int, int] | None:
-    """A run of steps as it is written; None of anything else."""
+    """A run of steps in its stored form; None for anything else."""
     is_run = isinstance(value, list | tuple) and len(value) == 2 and all(type(step) is int for step in value)
     return (value[0], value[1]) if is_run else None
 

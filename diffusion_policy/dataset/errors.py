@@ -6,4 +6,4 @@ from diffusion_policy.errors import WorkspaceError
 
 
 class DatasetError(WorkspaceError):
-    """A dataset that is absent, damaged, or not what was asked for."""
+    """A dataset is missing, damaged, or not what was requested."""

@@ -1,8 +1,8 @@
-"""Frames stored one per file: packed and unpacked directly, without the way through zarr's event loop.
+"""Frames stored one per file: packed and unpacked directly, bypassing zarr's event loop.
 
-That way costs more than the default codec does (docs/data.md). The short one is taken where it is the same: format 2, a
-local folder or a zip archive, a chunk that is one whole frame, a compressor and nothing else. Everywhere else zarr is
-asked. A frame whose file does not exist is an error: nothing is read instead.
+The event loop costs more than the default codec (docs/data.md). It is bypassed where the result is the same: format 2,
+a local folder or a zip archive, one whole frame per chunk, and only a compressor. Everything else goes through zarr. A
+frame whose file does not exist is an error: nothing is read in its place.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class FrameFiles:
         self.shape: tuple[int, ...] = array.shape[1:]
         self._folder = _folder_of_frames(array)
         self._archive = _archive_of_frames(array)
-        # In format 2 these are numcodecs objects, which zarr's types do not say.
+        # In format 2 these are numcodecs objects, which zarr's type annotations do not say.
         is_plain = self._folder is not None or self._archive is not None
         codecs: Sequence[Any] = array.compressors if is_plain else ()
         self._codec = codecs[0] if codecs else None
 
     def write(self, first: int, frames: NDArray[np.uint8]) -> None:
-        """Put frames (n, H, W, 3) into rows `first` and on."""
+        """Write frames (n, H, W, 3) to the rows from `first` on."""
         if self._folder is None:  # an archive refuses
             self._array[first : first + len(frames)] = frames
             return
@@ -52,17 +52,17 @@ class FrameFiles:
         """Frames (n, H, W, 3) of the rows from `first` to before `end`.
 
         Raises:
-            DatasetError: a file of them does not unpack.
+            DatasetError: one of their files does not unpack.
         """
         frames = np.empty((end - first, *self.shape), dtype=np.uint8)
         self.read_into(frames, first)
         return frames
 
     def read_into(self, frames: NDArray[np.uint8], first: int) -> None:
-        """Fill (n, H, W, 3) with the rows from `first` on; different rows may be read in several threads at a time.
+        """Fill (n, H, W, 3) with the rows from `first` on; different rows may be read in several threads at once.
 
         Raises:
-            DatasetError: a file of them does not unpack.
+            DatasetError: one of their files does not unpack.
         """
         try:
             self._read(frames, first)
@@ -71,7 +71,7 @@ class FrameFiles:
                 f"{self._array.store_path}: the file of row {error.args[-1]} does not exist; the dataset is damaged: "
                 "copy it again from an intact source, or convert again"
             ) from error
-        except UNPACKING as error:  # of the codecs, and of an array that has another size
+        except UNPACKING as error:  # from the codecs, and from an array of another size
             rows = f"row {first}" if len(frames) == 1 else f"one of the rows {first} to {first + len(frames) - 1}"
             raise DatasetError(
                 f"{self._array.store_path}: {rows} does not unpack ({error}); the dataset is damaged: convert again"
@@ -100,7 +100,7 @@ class FrameFiles:
 
 
 def _folder_of_frames(array: zarr.Array[Any]) -> Path | None:
-    """The files of an array, if each is one frame that only a compressor has changed; else None."""
+    """The folder of an array whose files are each one compressed frame; else None."""
     is_local = isinstance(array.store, LocalStore) and _is_plain(array)
     return Path(str(array.store.root)) / array.path if is_local else None  # type: ignore[attr-defined]
 

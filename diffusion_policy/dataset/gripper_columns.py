@@ -1,7 +1,7 @@
-"""Gripper columns of a dataset, read as 0 closed .. 1 open whatever scale they are stored in.
+"""Gripper columns of a dataset, read as 0 closed .. 1 open, whatever their stored scale.
 
-Reading a gripper by its name gives it in that scale, or an error that says which declaration is needed; nobody
-gets numbers of an unknown scale. N steps, D dimensions.
+Reading a gripper by its name converts it to that scale, or raises an error that says which declaration is needed;
+numbers of unknown scale are never returned. N steps, D dimensions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ScaleSetting = str | Sequence[str | None] | None
 
 
 class GripperArrays(Protocol):
-    """What is needed of a dataset to tell the scales of its gripper."""
+    """What is needed from a dataset to determine the scales of its gripper."""
 
     where: str
     episode_ends: NDArray[np.int64]
@@ -43,17 +43,17 @@ class GripperArrays(Protocol):
         """Its ``action_semantics``, as stored."""
 
     def vector_names(self, key: str) -> tuple[str, ...]:
-        """Names of the dimensions of a vector array; empty where it is none, or does not exist."""
+        """Names of the dimensions of a vector array; empty if it is not a vector, or does not exist."""
 
     def stored_column(self, key: str, name: str) -> NDArray[Any] | None:
-        """(N,) one dimension of a vector array as stored; None if there is none of that name."""
+        """(N,) one dimension of a vector array as stored; None if there is no such dimension."""
 
 
 def scale_of_each(setting: ScaleSetting, n_datasets: int) -> list[DeclaredScales | None]:
     """The declared scale of each dataset: one name for all, or one (or None) for each.
 
     Raises:
-        SpecError: an unknown name, or another number of names.
+        SpecError: an unknown name, or the wrong number of names.
     """
     if setting is None or isinstance(setting, str):
         return [parse_scales(setting)] * n_datasets
@@ -66,8 +66,8 @@ def scale_of_each(setting: ScaleSetting, n_datasets: int) -> list[DeclaredScales
 def grippers_of(key: str, names: Sequence[str], action_key: str) -> tuple[str, ...]:
     """Names of the grippers among the dimensions of an array.
 
-    A vector of one number is called "gripper" by default: of arrays other than the action, one with that bare name is
-    a gripper only where the array's own name says so.
+    A vector of one number is called "gripper" by default, so in arrays other than the action, a column with that bare
+    name is a gripper only if the array's own name says so.
     """
     sure = key == action_key or GRIPPER in key.lower()
     return tuple(name for name in names if is_gripper_name(name) and (sure or name != GRIPPER))
@@ -76,10 +76,10 @@ def grippers_of(key: str, names: Sequence[str], action_key: str) -> tuple[str, .
 def scales_of_dataset(
     arrays: GripperArrays, action_key: str, state_key: str, declared: DeclaredScales | None
 ) -> dict[str, ResolvedScales]:
-    """By name of the gripper ("gripper", "left.gripper"), the scales of its commands and measurements.
+    """The scales of commands and measurements, by name of the gripper ("gripper", "left.gripper").
 
     Raises:
-        SpecError: the numbers contradict what is declared, or the label is none.
+        SpecError: the numbers contradict the declaration, or the label is invalid.
     """
     keys = (state_key, *(key for key in arrays.keys if key not in (action_key, state_key)))
     measured_in: dict[str, str] = {}
@@ -108,7 +108,7 @@ def _scales_of(
     measured: NDArray[Any] | None,
     declared: DeclaredScales | None,
 ) -> ResolvedScales:
-    """Of one gripper, (N,) commanded and measured; one of the two may be absent."""
+    """The scales of one gripper, (N,) commanded and measured; one of the two may be missing."""
     starts = np.concatenate([[0], arrays.episode_ends[:-1]]).astype(np.int64)
     labeled = labeled_scales(arrays.label, "its action_semantics")
     if command is not None:
@@ -122,15 +122,15 @@ def _scales_of(
 def converted(
     values: NDArray[Any], column: int, name: str, own: ResolvedScale, scales: ResolvedScales, where: str
 ) -> NDArray[Any]:
-    """Rows (N, D) with one column, the gripper of that name, as 0 closed .. 1 open.
+    """Rows (N, D) with one column, the gripper of that name, converted to 0 closed .. 1 open.
 
     Raises:
-        SpecError: its scale is not known; says what was found and which declaration settles it.
+        SpecError: its scale is unknown; says what was found and which declaration settles it.
     """
     if own.scale is None:
         raise SpecError(
             f"{where}: its {name} is {own.span}: {own.reason}. A gripper is 0 (closed) to "
-            f"1 (open) here; say what this one is: {scales.advice()}, when training "
+            f"1 (open) here; declare this one's scale: {scales.advice()}, when training "
             f"{scales.flag(f'{CONFIG_KEY}=')}, or the attribute action_semantics (docs/data.md)"
         )
     if own.scale.is_internal:
@@ -141,7 +141,7 @@ def converted(
 
 
 def internal_label(label: Mapping[str, Any] | None, resolved: Sequence[ResolvedScales]) -> dict[str, Any] | None:
-    """What a dataset says of its numbers, as they are once its grippers are read as 0 closed .. 1 open."""
+    """A dataset's label, adjusted to grippers that are read as 0 closed .. 1 open."""
     if label is None:
         return None
     if not resolved or any(scales.command.scale is None for scales in resolved) or GRIPPER not in label:

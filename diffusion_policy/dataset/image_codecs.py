@@ -1,9 +1,9 @@
 """How image chunks are packed on disk, by name, for zarr formats 2 and 3.
 
-`blosc` and `none` give the pixels back exactly; `jpeg2k`, `jpeg` and `jpegxl` need not (their `level` is a quality) and
-say by how much they change them. Format 2 takes numcodecs objects; format 3 has no image codecs of its own, so
-`ImageChunkCodec` is registered for them when this module is imported: datasets that carry one open wherever this
-package is imported, and old files packed with `imagecodecs_jpeg2k` too.
+`blosc` and `none` preserve the pixels exactly; `jpeg2k`, `jpeg` and `jpegxl` need not (their `level` is a quality), and
+conversions report how much they change. Format 2 takes numcodecs objects; format 3 has no image codecs, so importing
+this module registers `ImageChunkCodec` for them: datasets that use one open wherever this package is imported, and so
+do old files packed with `imagecodecs_jpeg2k`.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from zarr.core.common import JSON
 
 imagecodecs.numcodecs.register_codecs(verbose=False)
-# What unpacks frames of codecs that lose something: another version of it may give other last bits.
+# The decoder of lossy frames: other versions may give other last bits.
 DECODER = f"imagecodecs {imagecodecs.__version__}"
 LOSSLESS = ("blosc", "none")
 
 
 class _Sparse:
-    """Writes into a dataset only those arguments of an image codec that are not at their defaults.
+    """Writes into a dataset only those arguments of an image codec that differ from their defaults.
 
-    Releases of imagecodecs add arguments, and an older one refuses names that it does not know, whatever their values.
+    Releases of imagecodecs add arguments, and older ones refuse names that they do not know, whatever their values.
     """
 
     def get_config(self) -> dict[str, Any]:
-        """The codec's name and what makes it differ from one without arguments."""
+        """The codec's name and its non-default arguments."""
         usual = vars(type(self)())
         config: dict[str, Any] = super().get_config()  # type: ignore[misc]
         return {key: value for key, value in config.items() if key == "id" or value != usual.get(key)}
@@ -63,7 +63,7 @@ for _kind in (_Jpeg, _Jpeg2k, _Jpegxl):
 
 
 class CodecError(WorkspaceError):
-    """A codec that does not exist, or a level that it does not have."""
+    """An unknown codec, or a level outside its range."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ImageCodec:
     """A way to pack one frame.
 
     Attributes:
-        name: what the command line calls it.
+        name: its name on the command line.
         level: its compression level or quality, within `levels`.
     """
 
@@ -80,12 +80,12 @@ class ImageCodec:
 
     @property
     def lossless(self) -> bool:
-        """Whether the pixels come back exactly."""
+        """Whether the pixels are preserved exactly."""
         return is_lossless(self.name)
 
 
 def is_lossless(name: str) -> bool:
-    """Whether the codec of that name gives back the pixels exactly."""
+    """Whether the codec of that name preserves the pixels exactly."""
     return name in LOSSLESS
 
 
@@ -115,7 +115,7 @@ def image_codec(name: str = "blosc", level: int | None = None) -> ImageCodec:
 
 
 def zarr_arguments(codec: ImageCodec, zarr_format: int) -> dict[str, Any]:
-    """What `zarr.Group.create_array` wants to hear to pack chunks (1, H, W, 3) uint8 with `codec`.
+    """Arguments of `zarr.Group.create_array` that pack chunks (1, H, W, 3) uint8 with `codec`.
 
     Blosc is zstd behind a bit shuffle: the smallest on frames of a real robot that unpacks in 0.3 ms (docs/data.md).
     """
@@ -131,7 +131,7 @@ def zarr_arguments(codec: ImageCodec, zarr_format: int) -> dict[str, Any]:
 
 
 def _image_configuration(codec: ImageCodec) -> dict[str, JSON]:
-    """numcodecs configuration; one thread a frame, since frames are packed and unpacked side by side."""
+    """numcodecs configuration; one thread per frame, since frames are packed and unpacked in parallel."""
     configurations: dict[str, dict[str, JSON]] = {
         "jpeg2k": {"level": codec.level, "numthreads": 1},
         "jpeg": {"level": codec.level},
@@ -152,7 +152,7 @@ class ImageChunkCodec(ArrayBytesCodec):
 
     @classmethod
     def from_dict(cls, data: dict[str, JSON]) -> Self:
-        """Made from the entry in an array's metadata."""
+        """Build the codec from the entry in an array's metadata."""
         configuration = data.get("configuration")
         if not isinstance(configuration, dict):
             raise CodecError(f"codec {cls.NAME!r} has no configuration; the array's metadata is damaged")
@@ -169,7 +169,7 @@ class ImageChunkCodec(ArrayBytesCodec):
         return hash(repr(self.configuration))
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """Unknown before packing, which zarr asks for fixed-size codecs only."""
+        """Unknown before packing; zarr needs it only for fixed-size codecs."""
         raise NotImplementedError
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:

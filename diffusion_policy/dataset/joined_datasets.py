@@ -1,4 +1,4 @@
-"""Several datasets laid end to end, as one: their episodes and their rows of numbers (frames: `sources.Frames`)."""
+"""Several datasets concatenated into one: their episodes and rows of numbers (for frames see `sources.Frames`)."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class JoinedDatasets:
     """
 
     def __init__(self, zarr_path: str | Path | Sequence[str | Path], gripper_scale: ScaleSetting = None) -> None:
-        """Open them; ``gripper_scale`` as `CogActImageDataset` takes it.
+        """Open them; ``gripper_scale`` as in `CogActImageDataset`.
 
         Raises:
-            DatasetError: there is none, or one of them is no dataset.
+            DatasetError: there is none, or one of them is not a dataset.
         """
         paths = dataset_paths(zarr_path)
         scales = scale_of_each(gripper_scale, len(paths))
@@ -53,7 +53,7 @@ class JoinedDatasets:
 
     @property
     def buffers(self) -> tuple[ReplayBuffer, ...]:
-        """Each of them."""
+        """The joined datasets."""
         return tuple(self._buffers)
 
     @property
@@ -73,7 +73,7 @@ class JoinedDatasets:
 
     @property
     def needs_gripper_scale(self) -> bool:
-        """Whether the scale of a gripper in one of them is not known."""
+        """Whether a gripper's scale is unknown in one of them."""
         return any(scales.unknown for buffer in self._buffers for scales in buffer.scales_by_gripper.values())
 
     def names(self, key: str) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ class JoinedDatasets:
 
         Raises:
             DatasetError: a dataset lacks the array, or a dimension of it.
-            SpecError: it holds a gripper whose scale is not known.
+            SpecError: it holds a gripper whose scale is unknown.
         """
         if self._buffers[0][key].ndim != 2:
             return np.concatenate([buffer.read(key) for buffer in self._buffers])

@@ -1,4 +1,4 @@
-"""What the metadata of an array may ask for: a dataset of unknown origin must not run code, or fill memory."""
+"""Limits to an array's metadata: a dataset of unknown origin must not run code, or exhaust memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from diffusion_policy.dataset.errors import DatasetError
 
 # Bytes of an unpacked chunk: Blosc's own limit.
 LARGEST_CHUNK = 2**31
-# Bytes of an array of numbers, which is read at once: a hundred million steps of ten.
+# Bytes of an array of numbers, which is read at once: a hundred million steps of ten numbers.
 _MOST_NUMBERS = 2**33
 _MOST_AXES = 8
-# What numcodecs unpacks without running what is packed ("pickle" would), besides image codecs.
+# Codecs of numcodecs that do not run what they unpack ("pickle" would), besides image codecs.
 _CODECS = frozenset({
     "adler32", "astype", "bitround", "blosc", "bz2", "categorize", "crc32", "crc32c", "delta", "fixedscaleoffset",
     "fletcher32", "gzip", "jenkins_lookup3", "lz4", "lzma", "packbits", "quantize", "shuffle", "zlib", "zstd",
@@ -23,7 +23,7 @@ _CODECS = frozenset({
 _IMAGE_CODECS = "imagecodecs_"
 _FRAMES = 4
 _ZSTD, _ZSTD_SIZES, _ZSTD_DICTIONARY = b"\x28\xb5\x2f\xfd", (0, 2, 4, 8), (0, 1, 2, 4)
-# The least bytes that tell what a chunk unpacks to.
+# Bytes needed to tell what a chunk unpacks to.
 HEADER = 18
 
 
@@ -31,11 +31,11 @@ def refuse_absurd(array: zarr.Array[Any], where: str) -> None:
     """Refuse an array whose metadata asks for more than a dataset needs.
 
     Args:
-        array: of a dataset; nothing of it has been read.
+        array: of a dataset; none of its data has been read.
         where: its name.
 
     Raises:
-        DatasetError: numbers of no fixed size, a codec that may run code, or sizes that no dataset has.
+        DatasetError: data other than fixed-size numbers, a codec that may run code, or sizes that no dataset has.
     """
     if array.dtype.kind not in "biufUSM":
         raise DatasetError(f"{where} holds {array.dtype}, not numbers; such arrays are not read: leave it out")
@@ -59,10 +59,10 @@ def _is_harmless(codec: str) -> bool:
 
 
 def unpacked_size(codec: str, beginning: bytes) -> int | None:
-    """Bytes that a chunk unpacks to, as its first bytes say; None if they do not.
+    """Bytes that a chunk unpacks to, according to its first bytes; None if they do not say.
 
     Args:
-        codec: as numcodecs calls it.
+        codec: its numcodecs name.
         beginning: the first HEADER bytes.
     """
     if codec == "blosc":

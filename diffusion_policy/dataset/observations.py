@@ -1,12 +1,12 @@
-"""Observations of any steps, as policy input: prepared when asked for, or once and kept.
+"""Observations of any steps, as policy input: prepared on demand, or once and cached.
 
-All of them are made by `spec.policy_observation`; a cache holds what that function returned. Where it holds it:
+All of them come from `spec.policy_observation`; a cache holds what that function returned:
 
     none      nowhere: frames are unpacked from disk each time; the least memory
-    memory    in memory: 172 kB a step and camera at 320x180 (3.4 GB for 20,000 steps)
-    mmap      in a memory-mapped file by the dataset: as fast once the system has it in its page cache, shared by all
-              processes, and not part of anyone's own memory; of a dataset at a URL, in the user's cache folder
-    device    on the GPU: batches are gathered there and nothing is copied to it
+    memory    in memory: 172 kB per step and camera at 320x180 (3.4 GB for 20,000 steps)
+    mmap in a memory-mapped file next to the dataset: as fast once it is in the page cache, and shared by all processes;
+    for a dataset at a URL, in the user's cache folder device on the GPU: batches are gathered there, and nothing is
+    copied to it
 
 Legend: N steps in all, S a shape of step numbers.
 """
@@ -48,7 +48,7 @@ class Observations(Protocol):
 
 
 class LiveObservations:
-    """Read and prepared when asked for."""
+    """Read and prepared on demand."""
 
     def __init__(self, spec: StepSpec, sources: Sequence[Source]) -> None:
         self.spec = spec
@@ -65,7 +65,7 @@ class LiveObservations:
 
 
 class CachedObservations:
-    """Every step prepared once, and kept in tensors (N, ...)."""
+    """All steps prepared once, and kept in tensors (N, ...)."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = dict(tensors)
@@ -89,7 +89,7 @@ def gather(rows: Tensor, steps: IndexArray) -> Tensor:
 def prepare(
     spec: StepSpec, sources: Sequence[Source], cache: str, device: str | torch.device = "cuda"
 ) -> LiveObservations | CachedObservations:
-    """Observations of all steps of the sources, cached as asked for.
+    """Observations of all steps of the sources, cached as requested.
 
     Raises:
         DatasetError: no such cache, or not enough memory or disk for it.
@@ -123,7 +123,8 @@ def _bytes(live: LiveObservations) -> dict[str, int]:
 
 
 def _check_free_space(size: int, home: torch.device, cache: str) -> None:
-    """Refuse what does not fit: a machine that swaps, or a GPU without memory for the policy, fails later and worse."""
+    """Refuse a cache that does not fit: swapping, or a GPU without memory for the policy, would fail later and
+    worse."""
     if home.type == "cuda":
         if not torch.cuda.is_available():
             raise DatasetError("cache: device needs a GPU and none is there; use cache: mmap")
@@ -135,7 +136,7 @@ def _check_free_space(size: int, home: torch.device, cache: str) -> None:
 
 
 def _free_memory() -> float:
-    """Bytes that a process may still take, as Linux estimates it; unknown elsewhere, and then not limited."""
+    """Bytes that a process may still allocate, as Linux estimates it; unlimited where that is unknown."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except FileNotFoundError:
@@ -144,7 +145,7 @@ def _free_memory() -> float:
 
 
 def _mapped(live: LiveObservations, sources: Sequence[Source]) -> dict[str, Tensor]:
-    """Images in memory-mapped files next to the first dataset; low-dimensional keys, a few bytes a step, in memory."""
+    """Images in memory-mapped files next to the first dataset; low-dimensional keys, which are small, in memory."""
     n_steps = sum(source.n_steps for source in sources)
     every = np.arange(n_steps)
     folder = _cache_folder(as_path(sources[0].path))
@@ -187,7 +188,7 @@ def _mapped_images(
 
 
 def _identity(source: Source) -> tuple[Any, ...]:
-    """Changes when the dataset does: its content hash, or for files without one when they were written."""
+    """Changes when the dataset does: its content hash or, without one, when its files were written."""
     if source.content:
         return (source.content, source.n_steps)
     path = as_path(source.path)

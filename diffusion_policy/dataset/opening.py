@@ -29,7 +29,7 @@ from diffusion_policy.dataset.limits import refuse_absurd
 from diffusion_policy.moved import former_names
 from diffusion_policy.paths import PathError, as_path, is_remote, reaching, read_bytes
 
-# What zarr raises for metadata that is cut, is not JSON, or does not say what it must.
+# What zarr raises for metadata that is truncated, not JSON, or incomplete.
 _BAD_METADATA = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
@@ -39,8 +39,8 @@ class Opened:
 
     Attributes:
         root: the group.
-        arrays: of its groups "data" and "meta" as they are when it is opened, by name; their metadata is read once.
-        files: of it.
+        arrays: of its groups "data" and "meta" at the time of opening, by name; their metadata is read once.
+        files: its files.
         where: its path or URL.
         archive: zip archive that holds it; None for a folder or a URL.
     """
@@ -52,11 +52,11 @@ class Opened:
     archive: Archive | None = None
 
     def faults(self, group: str) -> list[ChunkFault]:
-        """What is wrong with the files of all arrays of a group, "data" or "meta"."""
+        """Faults in the files of all arrays of a group, "data" or "meta"."""
         return [fault for array in self.arrays[group].values() for fault in chunk_faults(array, self.files)]
 
     def refuse(self, faults: Sequence[ChunkFault]) -> None:
-        """Raise what the faults amount to; nothing without any.
+        """Raise an error for the faults; does nothing if there are none.
 
         Raises:
             DatasetError: names the first file, and how many there are.
@@ -65,14 +65,14 @@ class Opened:
             return
         first = faults[0]
         rows = f" (rows {first.rows[0]} to {first.rows[1] - 1})" if first.rows[1] - first.rows[0] > 1 else ""
-        others = f"; {len(faults)} of its files are absent or damaged" if len(faults) > 1 else ""
+        others = f"; {len(faults)} of its files are missing or damaged" if len(faults) > 1 else ""
         raise DatasetError(
             f"{self.where}/{first.file}{rows} {first.what}{others}: nothing is read in its place. "
             f"Copy the dataset again from an intact source, or convert again{self._zeros(faults)}"
         )
 
     def _zeros(self, faults: Sequence[ChunkFault]) -> str:
-        """The way out for a file of another writer, which may have left out chunks of zeros on purpose."""
+        """The remedy for a file by another writer, which may have left out chunks of zeros on purpose."""
         if self.archive is not None or CONVERSION in self.root.attrs or not all(fault.is_absent for fault in faults):
             return ""
         array = f"{self.where}/{faults[0].array}"
@@ -90,7 +90,7 @@ def open_dataset(path: Path, mode: str) -> Opened:
     """Open the zarr group of a dataset.
 
     Raises:
-        DatasetError: there is none, its metadata is damaged, or it is a zip that is not read in place.
+        DatasetError: there is none, its metadata is damaged, or it is a zip that cannot be read in place.
         OSError: it cannot be reached.
     """
     archive = _archive(path, mode)
@@ -107,15 +107,15 @@ def open_dataset(path: Path, mode: str) -> Opened:
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether there is a whole dataset, or at least a zarr group, in a folder or at a URL."""
+    """Whether there is a complete dataset, or at least a zarr group, in a folder or at a URL."""
     with reaching(path):
         return any((path / name).is_file() for name in ROOT_METADATA)
 
 
 def dataset_exists(path: str | Path) -> bool:
-    """Whether there is anything where a run or a log names a dataset: a folder, an archive, a group at a URL.
+    """Whether anything exists where a run or a log names a dataset: a folder, an archive, a group at a URL.
 
-    A store that cannot be reached has nothing.
+    A store that cannot be reached counts as empty.
     """
     try:
         location = as_path(path)
@@ -128,7 +128,7 @@ def check_attributes(opened: Opened, path: Path) -> None:
     """Refuse a dataset of ours that has lost the attributes of its root; the ledger next to it still lists them.
 
     Raises:
-        DatasetError: it has.
+        DatasetError: it has lost them.
     """
     ledger = path.with_name(f"{path.name}.conversion.json")
     if not opened.root.attrs.asdict() and ledger.is_file() and f'"{CONTENT_HASH}"'.encode() in read_bytes(ledger):
@@ -140,7 +140,7 @@ def check_attributes(opened: Opened, path: Path) -> None:
 
 
 def _arrays(root: zarr.Group, group: str, where: str) -> dict[str, zarr.Array[Any]]:
-    """The arrays of a group by name; none where there is no such group.
+    """The arrays of a group by name; empty if there is no such group.
 
     Raises:
         DatasetError: metadata of the group or of an array in it is damaged.
@@ -149,7 +149,7 @@ def _arrays(root: zarr.Group, group: str, where: str) -> dict[str, zarr.Array[An
         node = root.get(group)
         arrays = dict(node.arrays()) if isinstance(node, zarr.Group) else {}
         if not all(isinstance(array.metadata.attributes, dict) for array in arrays.values()):
-            raise TypeError("attributes that are no object")
+            raise TypeError("attributes that are not an object")
         for array in arrays.values():
             refuse_absurd(array, f"{where}/{array.path}")
     except _BAD_METADATA as error:
@@ -158,7 +158,7 @@ def _arrays(root: zarr.Group, group: str, where: str) -> dict[str, zarr.Array[An
 
 
 def _archive(path: Path, mode: str) -> Archive | None:
-    """The archive that a path is; None if it is none."""
+    """The archive at a path; None if it is not an archive."""
     if is_remote(path):
         if path.suffix == ".zip":
             raise DatasetError(f"{path}: zip archives are read in place from a disk only; copy it to this machine")
@@ -166,7 +166,7 @@ def _archive(path: Path, mode: str) -> Archive | None:
     if not path.is_file():
         return None
     if not zipfile.is_zipfile(path) and path.suffix != ".zip":
-        raise DatasetError(f"{path}: a file, and no zip archive; expected the folder of a zarr dataset, or its .zip")
+        raise DatasetError(f"{path}: a file, but not a zip archive; expected the folder of a zarr dataset, or its .zip")
     if mode != "r":
         raise DatasetError(f"{path}: an archive is only read; unpack it to change it")
     return Archive(path)

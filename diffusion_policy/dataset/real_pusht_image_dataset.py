@@ -1,9 +1,9 @@
-"""The name under which the predecessor's first config knows its dataset: videos and a zarr, in an older layout.
+"""The class that the predecessor's first config names for its dataset: videos and a zarr, in an older layout.
 
-Its seven numbers are position, rotation vector and gripper width, and with `delta_action` the differences of successive
-commands, which no server of this project executes. Training on these differences reads the cache that the predecessor
-made of such a folder (`workspace.older_settings`), and then does not come here. Recordings of that layout are converted
-once, by declaration, to poses with quaternions and grippers of 0 to 1.
+Its seven numbers are position, rotation vector and gripper width or, with `delta_action`, differences of successive
+commands, which this project's server never executes. Training on such differences reads the cache that the predecessor
+made from the folder (`workspace.older_settings`) and does not use this class. Recordings of that layout are converted
+once, with a declared mapping, to poses with quaternions and grippers of 0 to 1.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from diffusion_policy.dataset.errors import DatasetError
 
 
 class RealPushTImageDataset:
-    """Refuses, with the commands that convert its recordings and train on them.
+    """Refuses the dataset, naming the commands that convert its recordings and train on them.
 
     Args:
         dataset_path: folder with replay_buffer.zarr and videos/.
-        shape_meta: and all that follow, as in the predecessor.
+        shape_meta: as in the predecessor, like all that follow.
 
     Raises:
         DatasetError: always.

@@ -1,4 +1,4 @@
-"""What a dataset's ledger says of the frames that it was made from, before they were resized."""
+"""What a dataset's ledger says about the original frames, before they were resized."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusion_policy.images import FrameKind
 
 
 def recorded_frames(buffer: ReplayBuffer) -> dict[str, tuple[FrameKind, ...]]:
-    """Per camera, the kinds of frames of each episode, as far as that is recorded."""
+    """Per camera, the kinds of frames in each episode, as far as recorded."""
     kinds_of_camera: dict[str, list[FrameKind]] = defaultdict(list)
     for episode in _episodes(buffer):
         sizes, kinds = episode.get("frame_size"), episode.get("frame_kinds")
@@ -19,7 +19,7 @@ def recorded_frames(buffer: ReplayBuffer) -> dict[str, tuple[FrameKind, ...]]:
             known = kinds.get(camera) if isinstance(kinds, Mapping) else None
             if isinstance(known, list) and known:
                 kinds_of_camera[camera] += [FrameKind(**kind) for kind in known]
-            elif isinstance(size, list) and len(size) == 2:  # by a converter that did not look closer
+            elif isinstance(size, list) and len(size) == 2:  # from a converter that recorded no more
                 kinds_of_camera[camera].append(
                     FrameKind(int(size[0]), int(size[1]), first=str(episode.get("name", "")))
                 )

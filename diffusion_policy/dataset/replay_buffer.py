@@ -4,10 +4,10 @@
     meta/episode_ends    (E,)      int64, exclusive end of each episode
 
 Attributes of the root carry what the numbers mean (`action_semantics`), and those of each array the `names` of its
-dimensions. Files that the reference wrote have neither, and chunks of many frames; they open all the same.
+dimensions. Files written by the reference have neither, and chunks of many frames; they open all the same.
 
-A missing chunk of a zarr array reads as zeros. Writers here store every chunk, also one of zeros, and a reader of a
-dataset is refused if a file of it is absent or cut (`chunk_files`): nothing is read in its place.
+A missing chunk of a zarr array reads as zeros. Writers here store every chunk, even one of zeros, and a dataset with a
+missing or truncated file is not opened (`chunk_files`): nothing is read in its place.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ GRIPPER_KEY = "robot_gripper_state"
 ACTION_KEY = "action"
 TIMESTAMP_KEY = "timestamp"
 SEMANTICS = "action_semantics"
-HEMISPHERE = "quaternion_hemisphere"  # attribute: (4,) that the quaternions point to, null if their signs were kept
+HEMISPHERE = "quaternion_hemisphere"  # attribute: (4,) mean direction of the quaternions, null if their signs were kept
 # Rows of a low-dimensional chunk: 8192 actions are 262 kB.
 _ROWS = 8192
 ZARR_FORMATS = (2, 3)
-# What codecs raise for bytes that do not unpack, or not to as many as the array says.
+# What codecs raise for bytes that do not unpack, or not to the array's size.
 UNPACKING = (RuntimeError, ValueError, TypeError, EOFError, MemoryError, zlib.error)
-# A choice of the writing program in zarr, not of the file.
+# Set by the writing program in zarr, not stored in the file.
 STORE_EVERY_CHUNK: ArrayConfigParams = {"write_empty_chunks": True}
 
 
@@ -60,9 +60,9 @@ class ArrayLayout:
     Attributes:
         shape: of one step; (H, W, 3) for images.
         dtype: of its numbers.
-        names: of its dimensions, where it is a vector with names.
-        codec: how frames are packed, one a chunk; None for an array that is not an image.
-        shard: frames in a file of a format-3 image array; None for one file a frame.
+        names: of its dimensions, if it is a vector with names.
+        codec: how frames are packed, one per chunk; None for an array that is not an image.
+        shard: frames per file of a format-3 image array; None for one file per frame.
     """
 
     shape: tuple[int, ...]
@@ -73,7 +73,7 @@ class ArrayLayout:
 
 
 class ReplayBuffer:
-    """A dataset on disk. Nothing is read until it is asked for."""
+    """A dataset on disk. Nothing is read until it is requested."""
 
     def __init__(
         self,
@@ -111,13 +111,13 @@ class ReplayBuffer:
         Args:
             path: of the dataset.
             mode: of zarr.
-            gripper_scale: that its gripper is stored in, where somebody says so.
-            names: of the dimensions of arrays that carry none, by key; else their width tells them.
-            check_files: whether an absent or cut chunk of data/ is refused, and lost attributes; who says no asks for
-                `file_faults`.
+            gripper_scale: the stored scale of its gripper, if declared by the caller.
+            names: of the dimensions of arrays without names, by key; otherwise derived from their width.
+            check_files: whether missing or truncated chunks of data/ and lost attributes are refused; callers that pass
+                False should check `file_faults`.
 
         Raises:
-            DatasetError: no dataset there, a file of it is absent or damaged, or its arrays and episodes disagree.
+            DatasetError: there is no dataset, a file of it is missing or damaged, or its arrays and episodes disagree.
             PathError: the URL's store cannot be reached.
         """
         location = as_path(path)
@@ -142,7 +142,7 @@ class ReplayBuffer:
             DatasetError: `path` exists already, or the format does not exist.
         """
         if zarr_format not in ZARR_FORMATS:
-            raise DatasetError(f"no zarr format {zarr_format}; expected 2 or 3")
+            raise DatasetError(f"there is no zarr format {zarr_format}; expected 2 or 3")
         try:
             root = zarr.open_group(str(path), mode="w-", zarr_format=zarr_format)  # type: ignore[arg-type]
         except (FileExistsError, zarr.errors.ContainsGroupError) as error:
@@ -181,30 +181,30 @@ class ReplayBuffer:
 
     @property
     def label(self) -> dict[str, Any] | None:
-        """What the action's numbers mean as stored; None in files that do not declare it."""
+        """What the action's numbers mean as stored; None for files that do not declare it."""
         stored = self.root.attrs.get(SEMANTICS)
         return dict(stored) if isinstance(stored, Mapping) else None
 
     @property
     def semantics(self) -> dict[str, Any] | None:
-        """What the action's numbers mean as `columns` gives them; None in files that do not declare it."""
+        """What the action's numbers mean as `columns` returns them; None for files that do not declare it."""
         return internal_label(self.label, tuple(self.scales_by_gripper.values()))
 
     @property
     def gripper_scales(self) -> ResolvedScales | None:
-        """The scales that its (first) gripper is stored in; None without one.
+        """The stored scales of its (first) gripper; None without one.
 
         Raises:
-            SpecError: the numbers contradict what is declared, or the label is none.
+            SpecError: the numbers contradict the declaration, or the label is invalid.
         """
         return next(iter(self.scales_by_gripper.values()), None)
 
     @cached_property
     def scales_by_gripper(self) -> dict[str, ResolvedScales]:
-        """The scales that each of its grippers is stored in, by name ("gripper", "left.gripper").
+        """The stored scales of each of its grippers, by name ("gripper", "left.gripper").
 
         Raises:
-            SpecError: the numbers contradict what is declared, or the label is none.
+            SpecError: the numbers contradict the declaration, or the label is invalid.
         """
         return scales_of_dataset(self, ACTION_KEY, GRIPPER_KEY, self._declared_scale)
 
@@ -214,12 +214,12 @@ class ReplayBuffer:
         self.__dict__.pop("scales_by_gripper", None)
 
     def stored_column(self, key: str, name: str) -> NDArray[Any] | None:
-        """(N,) one dimension of a vector array as stored; None if there is none of that name."""
+        """(N,) one dimension of a vector array as stored; None if there is no such dimension."""
         names = self.vector_names(key)
         return self.read(key)[:, names.index(name)] if name in names else None
 
     def vector_names(self, key: str) -> tuple[str, ...]:
-        """Names of the dimensions of a vector array (N, D); empty where it is none, or does not exist."""
+        """Names of the dimensions of a vector array (N, D); empty if it is not a vector, or does not exist."""
         return self.names(key) if key in self and self[key].ndim == 2 else ()
 
     def __contains__(self, key: str) -> bool:
@@ -231,7 +231,7 @@ class ReplayBuffer:
         return self._arrays[key]
 
     def names(self, key: str) -> tuple[str, ...]:
-        """Names of the dimensions of a vector array (N, D): its own, else as declared, else by its width."""
+        """Names of the dimensions of a vector array (N, D): its own, else the declared ones, else by its width."""
         array = self[key]
         names = array.attrs.get("names")
         if isinstance(names, list):
@@ -242,11 +242,11 @@ class ReplayBuffer:
         return default_names(array.shape[-1], prefix="a" if key == ACTION_KEY else f"{key}.")
 
     def columns(self, key: str, names: Sequence[str], lacking: str = "it lacks") -> NDArray[Any]:
-        """The columns (N, D) of a vector array that bear these names, in this order; a gripper as 0 closed .. 1 open.
+        """The columns (N, D) of a vector array with these names, in this order; a gripper as 0 closed .. 1 open.
 
         Raises:
-            DatasetError: the array is no vector, or has not all of them; `lacking` are the words before those.
-            SpecError: a gripper is asked for whose scale is not known.
+            DatasetError: the array is not a vector, or lacks some of them; `lacking` are the words before their names.
+            SpecError: a requested gripper's scale is unknown.
         """
         array = self[key]
         if array.ndim != 2:
@@ -268,7 +268,7 @@ class ReplayBuffer:
         """Add one episode; every array of data/ gets one row per step.
 
         Raises:
-            DatasetError: an array is missing or too many, lengths differ, or there are no steps.
+            DatasetError: an array is missing or unknown, lengths differ, or there are no steps.
         """
         lengths = {key: len(rows) for key, rows in episode.items()}
         if set(lengths) != set(self.keys):
@@ -291,12 +291,12 @@ class ReplayBuffer:
         self.episode_ends = np.asarray(episode_ends, dtype=np.int64)
 
     def file_faults(self) -> list[ChunkFault]:
-        """Files of data/ that are absent or damaged, as far as a listing and a few bytes of each show."""
+        """Missing or damaged files of data/, as far as a listing and a few bytes of each show them."""
         with reaching(self.where):
             return [] if self._opened is None else self._opened.faults("data")
 
     def refuse(self, faults: Sequence[ChunkFault]) -> None:
-        """Raise what these faults of its files amount to; nothing without any.
+        """Raise an error for these faults; does nothing if there are none.
 
         Raises:
             DatasetError: names the first file, and how many there are.
@@ -322,7 +322,7 @@ class ReplayBuffer:
 
 
 def create_array(group: zarr.Group, key: str, layout: ArrayLayout, n_steps: int) -> zarr.Array[Any]:
-    """An array of `n_steps` rows: images one frame a chunk, other arrays in chunks of many rows."""
+    """An array of `n_steps` rows: one image per chunk, other arrays in chunks of many rows."""
     zarr_format = group.metadata.zarr_format
     options: dict[str, Any]
     if layout.codec is not None:
@@ -343,7 +343,7 @@ def create_array(group: zarr.Group, key: str, layout: ArrayLayout, n_steps: int)
 
 
 def _all_rows(array: zarr.Array[Any], where: str) -> NDArray[Any]:
-    """All of an array of numbers.
+    """The whole of an array of numbers.
 
     Raises:
         DatasetError: names the first file that does not unpack.
@@ -356,8 +356,8 @@ def _all_rows(array: zarr.Array[Any], where: str) -> NDArray[Any]:
             rows = (array.shards or array.chunks)[0]
             file = f"{array.path}/{array.metadata.encode_chunk_key((_first_bad(array, rows), *[0] * (array.ndim - 1)))}"
             raise DatasetError(
-                f"{where}/{file} does not unpack ({error}): it is damaged. Copy the dataset again from where it is "
-                "whole, or convert again"
+                f"{where}/{file} does not unpack ({error}): it is damaged. Copy the dataset again from an intact "
+                "source, or convert again"
             ) from error
 
 
@@ -377,7 +377,7 @@ def low_dim_layout(names: tuple[str, ...]) -> ArrayLayout:
 
 
 def image_layout(width: int, height: int, codec: ImageCodec | None = None, shard: int | None = None) -> ArrayLayout:
-    """RGB frames (height, width, 3) uint8, one a chunk."""
+    """RGB frames (height, width, 3) uint8, one per chunk."""
     return ArrayLayout((height, width, 3), np.uint8, codec=codec or image_codec(), shard=shard)
 
 

@@ -1,4 +1,4 @@
-"""How often windows are drawn: each dataset or task has its part of an epoch, and its windows share that equally.
+"""How often windows are drawn: each dataset or task has its share of an epoch, divided equally among its windows.
 
 Legend: E episodes, W windows.
 """
@@ -17,22 +17,22 @@ from diffusion_policy.dataset.errors import DatasetError
 from diffusion_policy.dataset.sources import Source
 from diffusion_policy.dataset.windows import IndexArray
 
-# Key of weights by task that stands for every episode whose task is not named, and for those without one.
+# Key of weights by task for all episodes whose task is not named, and for those without one.
 OTHERS = "others"
 SETTING = "task.dataset.weights"
-# No weight is larger; NaN is not as small, either.
+# The largest weight; the comparison also excludes NaN.
 _LARGEST = 1e12
 _LISTED = 5
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Groups of episodes, and the part of the draws that each is to have.
+    """Groups of episodes, and the share of the draws that each gets.
 
     Attributes:
         by: what a group is: "dataset" or "task".
         names: of the groups: paths of datasets, or tasks.
-        weights: of each group, relative to one another; None: every window counts alike.
+        weights: of the groups, relative to one another; None: all windows count equally.
         group_of: (E,) the group that each episode belongs to.
     """
 
@@ -42,7 +42,7 @@ class Sampling:
     group_of: IndexArray
 
     def of_windows(self, episode_of: IndexArray) -> NDArray[np.float64] | None:
-        """(W,) how often to draw each window, which sum to 1; None where all count alike.
+        """(W,) how often to draw each window, summing to 1; None if all count equally.
 
         Args:
             episode_of: (W,) number of each window's episode.
@@ -62,7 +62,7 @@ class Sampling:
         return drawn / drawn.sum()
 
     def shares(self, episode_of: IndexArray, draws: int) -> tuple[Share, ...]:
-        """What each group comes to, in an epoch of so many draws."""
+        """The share of each group in an epoch of this many draws."""
         group_of, drawn = self.group_of[episode_of], self.of_windows(episode_of)
         counts = np.bincount(group_of, minlength=len(self.names))
         parts = counts / len(group_of) if drawn is None else np.bincount(group_of, drawn, minlength=len(self.names))
@@ -80,12 +80,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Share:
-    """What the draws of an epoch hold of one group of episodes.
+    """One group's share of an epoch's draws.
 
     Attributes:
         by: what the group is: "dataset" or "task".
         name: path of the dataset, or the task.
-        weight: as set; None where nothing was set.
+        weight: as set; None if not set.
         windows: of its training episodes.
         share: of all draws, 0 to 1.
         repeats: how often each of its windows is drawn in an epoch, on average.
@@ -100,7 +100,7 @@ class Share:
 
     def __str__(self) -> str:
         weight = "" if self.weight is None else f", weight {self.weight:g}"
-        times = f"each {self.repeats:.2f} times an epoch"
+        times = f"each {self.repeats:.2f} times per epoch"
         return f"{self.by} {self.name}: {self.windows} windows{weight}, {self.share:.1%} of the samples, {times}"
 
 
@@ -108,8 +108,8 @@ def read_sampling(setting: Any, sources: Sequence[Source]) -> Sampling:
     """Check the setting `task.dataset.weights`.
 
     Args:
-        setting: None; a list with a number for each dataset; or a mapping with a number for each task, of which
-            "others" stands for every task that is not named.
+        setting: None; a list with a number for each dataset; or a mapping with a number for each task, where "others"
+            stands for every task that is not named.
         sources: the datasets, with the task of each of their E episodes.
 
     Raises:
@@ -143,17 +143,17 @@ def _by_task(setting: dict[str, Any], tasks: Sequence[str]) -> Sampling:
         if name not in groups and OTHERS not in groups:
             whose = f"with the task {name!r}" if name else "without a task"
             raise DatasetError(
-                f"{SETTING}: {count} episodes {whose} have no weight; name the task, or give those that are not named "
-                f"a weight together: {OTHERS}: 1"
+                f"{SETTING}: {count} episodes {whose} have no weight; name the task, or give all unnamed ones a "
+                f"joint weight: {OTHERS}: 1"
             )
     return Sampling("task", tuple(setting), weights, np.array([groups.get(t, groups.get(OTHERS, 0)) for t in tasks]))
 
 
 def _recorded(counts: Counter[str]) -> str:
-    """The tasks that there are, most frequent first."""
+    """The existing tasks, most frequent first."""
     named = [(name, count) for name, count in counts.most_common() if name]
     if not named:
-        return "the datasets hold no tasks: only LeRobot recordings bring them along"
+        return "the datasets hold no tasks: only LeRobot recordings have them"
     more = f", and {len(named) - _LISTED} more" if len(named) > _LISTED else ""
     return "there are " + ", ".join(f"{name!r} ({count} episodes)" for name, count in named[:_LISTED]) + more
 

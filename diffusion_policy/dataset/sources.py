@@ -1,6 +1,6 @@
-"""The datasets on disk behind one training set: one or several, opened, checked and laid end to end.
+"""The datasets on disk behind one training set: one or several, opened, checked and concatenated.
 
-Steps are counted over all of them; readers of a step do not need to know its file.
+Steps are numbered across all of them; reading a step does not require knowing its file.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Source:
     Attributes:
         path: of the zarr.
         episode_ends: (E,) int64.
-        episode_names: (E,) as recorded ("episode_0066"); by position in files that do not record names.
-        semantics: what its action's numbers mean; None in files that do not declare it.
+        episode_names: (E,) as recorded ("episode_0066"); by position for files that do not record names.
+        semantics: what its action's numbers mean; None for files that do not declare it.
         action: (N, Da) float32, the columns that `spec` names.
         low_dim: per key (N, D) float32, likewise. A gripper is 0 closed .. 1 open in both.
-        gripper_scale: name of the scale that its gripper is stored in and converted from; None if it is 0..1.
+        gripper_scale: name of the stored scale that its gripper is converted from; None if it is 0..1.
         content: changes when the images do.
         frame_sizes: per camera, (width, height) of its pictures before a conversion resized them; empty if unknown.
         tasks: (E,) what each episode was recorded for, in words; empty if not recorded.
@@ -77,18 +77,18 @@ class Source:
 def open_source(
     path: str | Path, spec: StepSpec, gripper_scale: DeclaredScales | None = None, *, is_named: bool = True
 ) -> Source:
-    """Open a dataset and check it against what a policy reads and predicts, as it is recorded (``StepSpec.robot``).
+    """Open a dataset and check it against what a policy reads and predicts, in recorded form (``StepSpec.robot``).
 
     Args:
         path: of the dataset.
         spec: of a step.
-        gripper_scale: that its gripper is stored in, where somebody says so.
-        is_named: False: arrays of the width that the spec has, and without names, hold what it names, in its order.
+        gripper_scale: the stored scale of its gripper, if declared by the caller.
+        is_named: False: arrays without names take the spec's names, in its order, if their width matches.
 
     Raises:
-        DatasetError: no dataset, no episode, a key or dimension missing, another image size, or numbers that are no
-            poses (`pose_check`).
-        SpecError: its numbers mean something else, or its gripper is in a scale that is not known.
+        DatasetError: no dataset, no episode, a missing key or dimension, another image size, or invalid poses
+            (`pose_check`).
+        SpecError: its numbers mean something else, or its gripper's scale is unknown.
     """
     names = {} if is_named else {ACTION_KEY: spec.action_names, **{field.key: field.names for field in spec.low_dim}}
     buffer = ReplayBuffer.open(path, gripper_scale=gripper_scale, names=names)
@@ -102,7 +102,7 @@ def open_source(
     low_dim = {field.key: _named_columns(buffer, field.key, field.names) for field in spec.low_dim}
     _check_poses(action, low_dim, spec, buffer)
     return Source(
-        path=address_of(buffer.where) or str(path),  # of a hub with the commit, for workers that open it again
+        path=address_of(buffer.where) or str(path),  # for a hub with the commit, so that workers reopen the same one
         episode_ends=buffer.episode_ends,
         episode_names=episode_names(buffer),
         semantics=buffer.semantics,
@@ -116,7 +116,7 @@ def open_source(
 
 
 def recorded_sizes(buffer: ReplayBuffer, cameras: Sequence[str]) -> dict[str, tuple[tuple[int, int], ...]]:
-    """(width, height) of each camera's pictures before a conversion resized them, as far as that is recorded."""
+    """(width, height) of each camera's pictures before a conversion resized them, as far as recorded."""
     sizes_of = {
         camera: {(kind.width, kind.height) for kind in kinds} for camera, kinds in recorded_frames(buffer).items()
     }
@@ -124,21 +124,21 @@ def recorded_sizes(buffer: ReplayBuffer, cameras: Sequence[str]) -> dict[str, tu
 
 
 def _stored_scale(buffer: ReplayBuffer) -> str | None:
-    """The scale of a gripper that is converted, as a flag names it; reported in the log."""
+    """The scale of a gripper that is converted, by its name on the command line; reported in the log."""
     each = buffer.scales_by_gripper.values()
     known_scales = [one for scales in each for one in (scales.command, scales.measured) if one is not None]
     names = [one.scale.name for one in known_scales if one.scale is not None]
     if all(one.is_internal for one in known_scales if one.scale is not None):
         return None
     name = "/".join(dict.fromkeys(names))
-    logger.info("%s: its gripper is %s and read as 0 (closed) to 1 (open)", buffer.where, name)
+    logger.info("%s: its gripper is %s, and is read as 0 (closed) to 1 (open)", buffer.where, name)
     return name
 
 
 class Frames:
-    """The frames of one camera in several datasets, unpacked when asked for; opened anew in every process.
+    """The frames of one camera in several datasets, unpacked on demand; reopened in every process.
 
-    The main process unpacks on all its cores; loader workers, which are several themselves, on one each.
+    The main process unpacks on all its cores, each loader worker on one.
     """
 
     def __init__(self, sources: Sequence[Source], key: str) -> None:
@@ -225,7 +225,7 @@ def _check_layout(action: NDArray[np.float32], spec: StepSpec, buffer: ReplayBuf
 def _check_poses(
     action: NDArray[np.float32], low_dim: Mapping[str, NDArray[np.float32]], spec: StepSpec, buffer: ReplayBuffer
 ) -> None:
-    """Refuse what the checks of data call an error: NaN, other units, rotations that are no unit quaternions."""
+    """Refuse what the data checks call an error: NaN, other units, rotations that are not unit quaternions."""
     vectors = {ACTION_KEY: (action, spec.action_names)}
     vectors |= {field.key: (low_dim[field.key], field.names) for field in spec.low_dim}
     faults = [
@@ -247,7 +247,7 @@ def _check_poses(
 
 
 def _quaternions(numbers: NDArray[np.float32], names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """By arm, the rotations (N, 4) of a vector (N, D) that has them as quaternions next to a position."""
+    """Per arm, the rotations (N, 4) of a vector (N, D) that has them as quaternions with a position."""
     return {
         arm.name: numbers[:, list(arm.rotation)].astype(np.float64)
         for arm in arms_of(names)

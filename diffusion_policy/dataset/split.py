@@ -1,14 +1,13 @@
 """Which episodes a policy was trained on and which were held out: identified by content, not by path.
 
-A dataset changes after a training: episodes are appended, its recordings are converted anew at another size, in another
-order, or together with others. So a checkpoint stores an identity of every episode, and an evaluation compares
+A dataset may change after training: episodes are appended, or its recordings are converted again at another size, in
+another order, or together with others. So a checkpoint stores an identity of every episode, and an evaluation compares
 these with the episodes at hand. An identity has up to three parts:
 
     sha256      of the converted episode, as the converter recorded it: equal means the same numbers and frames
     recording   SHA-256 of the recording's data.pkl with the steps that were kept: survives a conversion with other
                 settings; episodes of one recording are the same where their steps overlap
-    motion      of the measured positions, and of the clock where there is one: always there, also in files of other
-                programs
+    motion of the measured positions, and of the clock if there is one: always available, also for other programs' files
 
 Legend: E episodes of a dataset.
 """
@@ -40,13 +39,13 @@ WORDS: dict[Status, str] = {
 SPLIT = "split"
 VERSION = 1
 GROUPS = ("trained", "held_out", "unused", "earlier")
-# Checkpoints that were adapted one after the other hold the provenance of their sources inside each other.
+# Checkpoints adapted in succession hold the provenance of their sources nested inside each other.
 _DEEPEST = 16
 
 
 @dataclass(frozen=True)
 class EpisodeIdentity:
-    """Identifies an episode; see the module's text.
+    """Identifies an episode; see the module's docstring.
 
     Attributes:
         name: as recorded, for people.
@@ -95,15 +94,15 @@ class EpisodeIdentity:
                 None if steps is None else (int(steps[0]), int(steps[1])),
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise DatasetError(f"{where}: an episode of its split is not one ({error!r})") from error
+            raise DatasetError(f"{where}: an episode of its split is invalid ({error!r})") from error
         texts = (result.name, result.motion, result.clock or "", result.sha256 or "", result.recording or "")
         if not all(isinstance(text, str) for text in texts):
-            raise DatasetError(f"{where}: an episode of its split is not named and hashed by texts")
+            raise DatasetError(f"{where}: the name and hashes of an episode in its split must be strings")
         return result
 
 
 def _overlap(first: tuple[int, int] | None, second: tuple[int, int] | None) -> bool:
-    """Whether two ranges of steps share one; a range that is not known is the whole recording."""
+    """Whether two ranges of steps overlap; an unknown range stands for the whole recording."""
     return first is None or second is None or (first[0] < second[1] and second[0] < first[1])
 
 
@@ -128,12 +127,12 @@ def identities_of(zarr_path: Any) -> tuple[tuple[EpisodeIdentity, ...], ...]:
 
 
 def _milliseconds(buffer: ReplayBuffer) -> NDArray[np.float64]:
-    """(N,) timestamps, rounded: other programs store them with other precisions."""
+    """(N,) timestamps, rounded, since other programs store them at other precisions."""
     return np.asarray(buffer[TIMESTAMP_KEY][:], dtype=np.float64).round(3)
 
 
 def _positions(buffer: ReplayBuffer) -> NDArray[np.float32]:
-    """(N, 3) measured positions, or all of what says where the arm is in datasets without them."""
+    """(N, 3) measured positions or, in datasets without them, everything that says where the arm is."""
     key = POSE_KEY if POSE_KEY in buffer else ACTION_KEY
     names = buffer.names(key)
     rows = buffer.columns(key, "xyz") if set("xyz") <= set(names) else np.asarray(buffer[key][:])
@@ -141,7 +140,7 @@ def _positions(buffer: ReplayBuffer) -> NDArray[np.float32]:
 
 
 def _described(buffer: ReplayBuffer) -> list[dict[str, Any]]:
-    """(E,) what the converter recorded of each episode, under the names of `EpisodeIdentity`."""
+    """(E,) what the converter recorded about each episode, under the names of `EpisodeIdentity`."""
     episodes = buffer.root.attrs.get("episodes")
     if not isinstance(episodes, list) or len(episodes) != buffer.n_episodes:
         return [{"name": f"episode_{index:04d}"} for index in range(buffer.n_episodes)]
@@ -164,7 +163,7 @@ def _described(buffer: ReplayBuffer) -> list[dict[str, Any]]:
 
 
 def _recordings(buffer: ReplayBuffer) -> dict[str, str]:
-    """Hashes of recordings by name, from the account of the conversion; names that occur twice are left out."""
+    """Hashes of recordings by name, from the conversion's ledger; names that occur twice are left out."""
     conversion = buffer.root.attrs.get("conversion")
     entries = conversion.get("episodes") if isinstance(conversion, Mapping) else None
     rows = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
@@ -179,7 +178,7 @@ def _text(value: Any) -> str | None:
 
 
 class _Index:
-    """Identities that can be looked up fast."""
+    """Identities with fast lookup."""
 
     def __init__(self, identities: Iterable[EpisodeIdentity]):
         self._by_hash: dict[str, list[EpisodeIdentity]] = {}
@@ -194,14 +193,14 @@ class _Index:
 
 @dataclass(frozen=True)
 class Split:
-    """The episodes of a training, and of those whose weights it started from.
+    """The episodes of a training run, and of the runs whose weights it started from.
 
     Attributes:
-        trained: on which the policy was trained.
-        held_out: which were measured and never trained on.
-        unused: which the training set held besides these (left out by a filter, or beyond `max_train_episodes`).
-        earlier: on which the weights had been trained before.
-        earlier_known: whether that is all; False where the weights came from a checkpoint that does not say.
+        trained: episodes that the policy was trained on.
+        held_out: episodes that were measured and never trained on.
+        unused: other episodes of the training set (left out by a filter, or beyond `max_train_episodes`).
+        earlier: episodes that the weights had been trained on before.
+        earlier_known: whether these are all; False if the weights came from a checkpoint that does not say.
     """
 
     trained: tuple[EpisodeIdentity, ...]
@@ -220,15 +219,15 @@ class Split:
 
     @property
     def ever_trained(self) -> tuple[EpisodeIdentity, ...]:
-        """On which these weights were trained, now or before."""
+        """Episodes that these weights were trained on, now or before."""
         return (*self.trained, *self.earlier)
 
     def knows(self, identity: EpisodeIdentity) -> bool:
-        """Whether the episode had a part in the training or was left out of it."""
+        """Whether the episode was used in training or left out of it."""
         return any(identity in group for group in (self._trained, self._held_out, self._unused))
 
     def statuses(self, datasets: Sequence[Sequence[EpisodeIdentity]]) -> list[Status]:
-        """Of each episode of one dataset or several, one after the other.
+        """The status of each episode of one or several datasets, in order.
 
         An episode that matches none is "unseen" if it could have been recognized: if its recording and those of the
         training are known, or if others of its dataset are recognized by the same hashes. Else it is "unknown".
@@ -253,10 +252,10 @@ class Split:
 
 
 def split_of(provenance: Mapping[str, Any] | None, where: str) -> Split | None:
-    """The split that a checkpoint stores, its own or that of the checkpoint it was adapted from; None: it stores none.
+    """The split stored in a checkpoint, its own or that of the checkpoint it was adapted from; None if there is none.
 
     Raises:
-        DatasetError: what is stored is no split; `where` is named.
+        DatasetError: what is stored is not a split; names `where`.
     """
     for _ in range(_DEEPEST):
         if not isinstance(provenance, Mapping):
@@ -288,7 +287,7 @@ def _from_plain(plain: Any, where: str) -> Split:
 
 
 def read_status(value: Any) -> Status:
-    """A status from a file; "unknown" where the file says something else, or nothing."""
+    """A status from a file; "unknown" if the file says something else, or nothing."""
     return next((status for status in STATUSES if status == value), "unknown")
 
 

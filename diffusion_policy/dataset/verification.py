@@ -1,7 +1,7 @@
 """Whether a dataset still holds what its conversion wrote: every number and every pixel, hashed as a reader gets them.
 
-A flipped bit that still unpacks shows nowhere else. The converter records a hash of each array of each episode; earlier
-versions of it did so of each episode only, and other programs record none.
+A flipped bit that still unpacks shows nowhere else. The converter records a hash of each array of each episode; its
+earlier versions recorded only one per episode, and other programs record none.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from diffusion_policy.dataset.image_codecs import DECODER, is_lossless
 from diffusion_policy.dataset.replay_buffer import ACTION_KEY, GRIPPER_KEY, POSE_KEY, TIMESTAMP_KEY, ReplayBuffer
 from diffusion_policy.progress import Progress, no_progress, part_of
 
-# Frames that are read at a time where each has a file of its own.
+# Frames read at a time if each has its own file.
 _TOGETHER = 32
-NO_HASHES = "it carries no hashes of what was written (another program made it, or they are lost)"
+NO_HASHES = "it carries no hashes of what was written (another program made it, or they were lost)"
 DIFFERS = "is not what was written"
 BEFORE_THE_CODEC = (
-    "their hashes were taken before a codec that loses something packed their frames in shards, as an earlier version "
-    "of the converter did"
+    "their hashes were taken before a lossy codec packed their frames in shards, as an earlier version of the "
+    "converter did"
 )
 
 
 @dataclass(frozen=True)
 class ContentFault:
-    """Something that is not as the conversion wrote it.
+    """Something that differs from what the conversion wrote.
 
     Attributes:
-        episode: name of the episode; empty where it is about all of them.
+        episode: name of the episode; empty if it concerns all of them.
         array: within the dataset, such as "data/image"; empty if only a hash of all arrays was recorded.
-        what: is wrong with it.
-        rows: of the episode in the dataset, (first, exclusive end); None if it is about all of them.
+        what: what is wrong with it.
+        rows: of the episode in the dataset, (first, exclusive end); None if it concerns all of them.
     """
 
     episode: str
@@ -67,17 +67,17 @@ class ContentFault:
 
 @dataclass(frozen=True)
 class Verification:
-    """What comparing a dataset with its recorded hashes gave.
+    """The result of comparing a dataset with its recorded hashes.
 
     Attributes:
         n_episodes: of the dataset.
-        compared: of them, how many could be compared.
-        n_frames: that were read, of all cameras.
-        arrays: that were compared, such as "data/action".
+        compared: how many of them could be compared.
+        n_frames: frames read, of all cameras.
+        arrays: arrays compared, such as "data/action".
         cameras: those of them that hold frames.
         faults: in order of episodes.
         not_compared: why the other episodes were not; empty if all were.
-        other_decoder: the one that unpacked lossy frames for their hashes, if it is not the one that did now.
+        other_decoder: the decoder that unpacked lossy frames for their hashes, if it differs from the present one.
     """
 
     n_episodes: int
@@ -96,7 +96,7 @@ class Verification:
 
     @property
     def may_be_the_decoder(self) -> bool:
-        """Whether all that differs is every camera of every episode, whose frames another decoder had unpacked."""
+        """Whether exactly all cameras of all episodes differ, and their hashes come from another decoder."""
         cameras = {fault.array for fault in self.faults}
         return bool(
             self.other_decoder
@@ -109,7 +109,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class _Record:
-    """What the conversion recorded of an episode: rows that it took, and its hashes."""
+    """What the conversion recorded about an episode: its rows and its hashes."""
 
     name: str
     rows: slice
@@ -124,7 +124,7 @@ class _Record:
 
 @dataclass(frozen=True)
 class _Frames:
-    """Digests (N, 32) of the frames of a camera as they are read, and what is wrong with those that are not."""
+    """Digests (N, 32) of a camera's frames as read, and what is wrong with those that cannot be read."""
 
     digests: NDArray[np.uint8]
     unread: Mapping[int, str]
@@ -137,7 +137,7 @@ def verify_content(
 
     Args:
         buffer: the dataset.
-        faults: files of frames that are known to be absent or cut; they are not read.
+        faults: files of frames that are known to be missing or truncated; they are not read.
         on_progress: called with the frames read and their total.
 
     Raises:
@@ -169,7 +169,7 @@ def verify_content(
 
 
 def _records(buffer: ReplayBuffer) -> list[_Record]:
-    """Of each episode; none where nothing, or no hash, was recorded."""
+    """The record of each episode; empty if nothing, or no hash, was recorded."""
     described = buffer.root.attrs.get(EPISODES)
     entries: list[Mapping[str, Any]] = []
     for entry in described if isinstance(described, list) else []:
@@ -213,7 +213,7 @@ def _other_decoder(buffer: ReplayBuffer) -> str:
 
 
 def _keys(record: _Record, buffer: ReplayBuffer) -> tuple[str, ...]:
-    """Arrays that its hashes are of; before they were recorded one by one, those that every conversion writes."""
+    """Arrays that its hashes cover; for hashes that are not per array, those that every conversion writes."""
     if record.arrays is not None:
         return tuple(record.arrays)
     return (POSE_KEY, GRIPPER_KEY, ACTION_KEY, TIMESTAMP_KEY, *buffer.cameras)
@@ -241,14 +241,14 @@ def _read_frames(buffer: ReplayBuffer, camera: str, faults: Sequence[ChunkFault]
 
 
 def _read_rows(files: FrameFiles, rows: range, lost: frozenset[int], digests: NDArray[np.uint8]) -> dict[int, str]:
-    """Fill in the digests of rows, all at once where that goes; what is wrong with those that do not unpack."""
+    """Fill in the digests of rows, all at once if possible; returns what is wrong with those that do not unpack."""
     if not lost.intersection(rows):
         try:
             for row, frame in zip(rows, files.read(rows.start, rows.stop), strict=True):
                 digests[row] = np.frombuffer(frame_digest(frame), dtype=np.uint8)
             return {}
         except DatasetError:
-            pass  # one of them: which one is found out below
+            pass  # which of them is found below
     trouble = {}
     for row in rows:
         if row in lost:
@@ -261,7 +261,7 @@ def _read_rows(files: FrameFiles, rows: range, lost: frozenset[int], digests: ND
 
 
 def _of_the_dataset(buffer: ReplayBuffer, records: Sequence[_Record]) -> Iterator[ContentFault]:
-    """What of the record itself, and of where episodes end, does not agree."""
+    """Disagreements in the record itself, and in where episodes end."""
     whole = buffer.root.attrs.get(CONTENT_HASH)
     if whole != content_sha256([record.sha256 for record in records]):
         yield ContentFault("", "", f"the attribute {CONTENT_HASH} does not follow from the hashes of the episodes")
@@ -296,7 +296,7 @@ def _of_an_episode(
 
 
 def _trouble(record: _Record, key: str, hashes: Mapping[str, str], frames: Mapping[str, _Frames]) -> str:
-    """What is wrong with an array of an episode; empty if it is what was written, or that was not recorded by array."""
+    """What is wrong with an episode's array; empty if it is as written, or if hashes are not per array."""
     if key not in hashes:
         return "does not exist"
     unread = frames[key].unread if key in frames else {}

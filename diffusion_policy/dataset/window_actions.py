@@ -1,4 +1,5 @@
-"""The actions of windows as a policy learns them: of its own rotations, absolute or relative to the newest pose.
+"""The actions of windows as a policy learns them: in its rotation representation, absolute or relative to the newest
+pose.
 
 Legend: N steps in all, D numbers of a recorded action, Da of the policy's, B windows, T horizon.
 """
@@ -23,15 +24,15 @@ _WINDOWS_AT_ONCE = 4096
 
 
 class WindowActions:
-    """Actions by step, and where they are relative by window.
+    """Actions by step or, if relative, by window.
 
     Args:
         transform: to the policy's numbers.
         sources: as recorded, in order.
-        device: on which actions are given out.
+        device: on which actions are returned.
 
     Attributes:
-        relative: whether a window's actions depend on its newest observation, too.
+        relative: whether a window's actions also depend on its newest observation.
     """
 
     def __init__(self, transform: StepTransform, sources: Sequence[Source], device: str | torch.device) -> None:
@@ -48,7 +49,7 @@ class WindowActions:
             self.rows = torch.from_numpy(rows.astype(np.float32, copy=False)).to(self._device)
 
     def at(self, newest: IndexArray, steps: IndexArray) -> Tensor:
-        """(B, T, Da) float32 of the steps (B, T), in windows whose newest observations are of ``newest`` (B,)."""
+        """(B, T, Da) float32 of the steps (B, T), in windows whose newest observed steps are ``newest`` (B,)."""
         if not self.relative:
             return gather(self.rows, steps)
         parts = [
@@ -59,15 +60,15 @@ class WindowActions:
 
 
 def with_differences(source: Source, spec: StepSpec) -> Source:
-    """The dataset with differences of successive commands for actions; the first of an episode is zero.
+    """The dataset with differences of successive commands as actions; the first of each episode is zero.
 
     Raises:
         SpecError: the policy's action has names of a pose, joints or grippers, which a difference is not.
     """
     if any(arm.position or arm.rotation or arm.gripper or arm.joints for arm in arms_of(spec.action_names)):
         raise SpecError(
-            f"task.dataset.action_differences: shape_meta.action.names are {list(spec.action_names)}; differences are "
-            "no poses, and executed as such they would move the arm to its base: name them dx, dy, ..."
+            f"task.dataset.action_differences: shape_meta.action.names are {list(spec.action_names)}; "
+            "differences are not poses, and executed as such they would move the arm to its base: name them dx, dy, ..."
         )
     differences = np.diff(source.action, axis=0, prepend=source.action[:1])
     differences[source.episode_ends[:-1]] = 0

@@ -1,9 +1,8 @@
 """Which steps a training sample consists of: pure index arithmetic, no data.
 
 A window is `horizon` consecutive steps of one episode. It may begin before the episode and end after it, by up to
-`pad_before` and `pad_after` steps; there the first or the last step is repeated (so that the policy also learns to
-begin and to finish). Windows, their order and the validation split equal the reference's, so that old splits stay
-valid.
+`pad_before` and `pad_after` steps; the first or last step is repeated there, so that the policy also learns to begin
+and to finish. Windows, their order and the validation split equal the reference's, so that old splits stay valid.
 
 Legend: E episodes, N steps of all episodes together, W windows.
 """
@@ -58,7 +57,7 @@ def cut_windows(
         episodes: (E,) which episodes take part; all by default.
 
     Returns:
-        the windows; none for an episode shorter than horizon - pad_before - pad_after.
+        the windows; none from an episode shorter than horizon - pad_before - pad_after.
     """
     pad_before, pad_after = (min(max(pad, 0), horizon - 1) for pad in (pad_before, pad_after))
     lows = np.concatenate([[0], episode_ends[:-1]]).astype(np.int64)

@@ -180,8 +180,7 @@ class DiffusionImagePolicy(PolicyModule):
         generator: torch.Generator | None = None,
         before_step: Callable[[], None] | None = None,
     ) -> dict[str, Tensor]:
-        """Like :meth:`predict_action`, held to the part of the last answer still in execution; see
-        ``previous_chunk``."""
+        """Like :meth:`predict_action`, held to what is left of the last answer; see ``previous_chunk``."""
         return self._answer(obs, previous, initial_noise, generator, before_step)
 
     @torch.no_grad()

@@ -163,8 +163,8 @@ def bomb(archive: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "cut": (lambda archive: archive.write_bytes(archive.read_bytes()[:-300]), "a damaged or cut zip archive"),
-    "empty": (lambda archive: archive.write_bytes(b""), "a damaged or cut zip archive"),
+    "cut": (lambda archive: archive.write_bytes(archive.read_bytes()[:-300]), "a damaged or truncated zip archive"),
+    "empty": (lambda archive: archive.write_bytes(b""), "a damaged or truncated zip archive"),
     "text": (
         lambda archive: archive.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
         "a damaged or cut zip",
@@ -203,5 +203,5 @@ def test_an_archive_is_only_read(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="an archive is only read"):
         ReplayBuffer.open(archive, mode="r+")
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DatasetError, match="a file, and no zip archive"):
+    with pytest.raises(DatasetError, match="a file, but not a zip archive"):
         ReplayBuffer.open(tmp_path / "notes.txt")

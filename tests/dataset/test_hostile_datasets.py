@@ -245,9 +245,9 @@ ARCHIVES: dict[str, tuple[Harm, str]] = {
     "a path of Windows": (again("C:\\outside"), "has a name that leads out of it"),
     "encrypted": (directory(CHUNK, flags=1), "is encrypted"),
     "more than is there": (directory(CHUNK, packed=2**31, unpacked=2**31), "claims 2147483648 bytes"),
-    "beyond its end": (directory(CHUNK, offset=2**31 - 10), "a damaged or cut zip archive"),
+    "beyond its end": (directory(CHUNK, offset=2**31 - 10), "a damaged or truncated zip archive"),
     "stored, yet larger": (directory(CHUNK, unpacked=2**31), "unpacked 2147483648"),
-    "metadata without end": (large_attributes, "no metadata is so long"),
+    "metadata without end": (large_attributes, "no metadata is that long"),
 }
 
 

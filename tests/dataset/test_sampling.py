@@ -53,7 +53,7 @@ def test_shares_of_datasets_are_reported_with_and_without_weights(told: Path) ->
     assert [(share.windows, share.weight, share.share, share.repeats) for share in even] == [(14, None, 0.5, 1)] * 2
     assert [share.weight for share in odd] == [1, 3]
     np.testing.assert_allclose([(share.share, share.repeats) for share in odd], [(0.25, 0.5), (0.75, 1.5)])
-    assert str(odd[1]) == f"dataset {told}: 14 windows, weight 3, 75.0% of the samples, each 1.50 times an epoch"
+    assert str(odd[1]) == f"dataset {told}: 14 windows, weight 3, 75.0% of the samples, each 1.50 times per epoch"
 
 
 @pytest.mark.parametrize(
