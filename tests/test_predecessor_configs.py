@@ -106,7 +106,7 @@ def test_the_older_layout_trains_on_its_own_differences(
     workspace = older_run(folder, cached, tmp_path)
     assert workspace.global_step == 2
     assert "val_loss" in (tmp_path / "logs.json.txt").read_text()
-    assert "actions are dx dy dz drx dry drz dwidth; its policy is trained, and not served" in caplog.text
+    assert "actions are dx dy dz drx dry drz dwidth; its policy can be trained, but not served" in caplog.text
     path = tmp_path / "checkpoints" / "latest.ckpt"
     spec = load_policy(path).spec
     assert (spec.action_names, spec.low_dim[0].names) == (OLDER_DIFFERENCES, OLDER_POSE)
@@ -130,7 +130,7 @@ def test_differences_are_never_called_a_pose(folder: Path, cached: Path, tmp_pat
 
 @pytest.mark.parametrize(("name", "n", "message"), [
     ("train_assembly_bun_ddp", 8, "on 8 GPUs dataloader.batch_size=128 trains as it did"),
-    ("train_assembly_bun_ddp", 1, "on N GPUs is dataloader.batch_size=N*16"),
+    ("train_assembly_bun_ddp", 1, "on N GPUs corresponds to dataloader.batch_size=N*16"),
     ("train_assembly_bun", 8, None),
 ])  # fmt: skip
 def test_a_batch_size_per_gpu_is_reported_with_the_equivalent_number(

@@ -123,8 +123,7 @@ def _bytes(live: LiveObservations) -> dict[str, int]:
 
 
 def _check_free_space(size: int, home: torch.device, cache: str) -> None:
-    """Refuse a cache that does not fit: swapping, or a GPU without memory for the policy, would fail later and
-    worse."""
+    """Refuse a cache that does not fit, since swapping, or a GPU that is full, would fail later and worse."""
     if home.type == "cuda":
         if not torch.cuda.is_available():
             raise DatasetError("cache: device needs a GPU and none is there; use cache: mmap")

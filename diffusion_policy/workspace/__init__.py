@@ -4,7 +4,7 @@
     batches        which windows make up which update, as a function of seed and epoch
     optimization   parameter groups, stages, the update itself
     validation     losses and errors on held-out episodes, measured during training
-    evaluator      when each of them is computed
+    evaluator      when each metric is computed
     metrics        logs.json.txt, TensorBoard, Weights & Biases
     checkpointing  latest, best and top-k checkpoints, written in the background
     run_state      the state of a run besides weights and optimizer, saved to and restored from a checkpoint

@@ -1,6 +1,6 @@
-"""Which windows make up which update: a function of seed and epoch, so that a run can stop and go on anywhere.
+"""Which windows make up which update: a function of seed and epoch, so that a run can stop and resume anywhere.
 
-The batch size of the config is that of one batch over all processes. Each process takes every world_size-th window of
+The config's batch size is that of one batch over all processes. Each process takes every world_size-th window of
 it, so data order, learning-rate schedule and epoch do not depend on how many processes share the work.
 
 Legend of shapes: B batch, T horizon, To observation steps, N recorded steps of a dataset.
@@ -31,7 +31,7 @@ TensorTree = dict[str, Any]
 
 
 def derived_seed(seed: int, *stream: int) -> int:
-    """An independent 63-bit seed for one purpose (such as purpose, epoch), as NumPy's SeedSequence derives them."""
+    """An independent 63-bit seed for one stream (such as purpose, epoch), derived by NumPy's SeedSequence."""
     return int(np.random.SeedSequence((seed, *stream)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -41,10 +41,10 @@ class EpochOrder:
     Args:
         n_windows: windows of the dataset.
         batch_size: windows of one batch over all processes; the last batch of an epoch holds what is left.
-        seed: of the order; epoch e is shuffled by a generator of its own, derived from (seed, e).
+        seed: of the order; epoch e is shuffled by its own generator, derived from (seed, e).
         shuffle: False keeps the dataset's order.
-        max_batches: None, or how many batches an epoch has at most.
-        weights: (W,) how often each window is drawn, with replacement; None: each once an epoch.
+        max_batches: most batches per epoch; None: no limit.
+        weights: (W,) how often each window is drawn, with replacement; None: each once per epoch.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class EpochOrder:
         return {"n_windows": self.n_windows, "batch_size": self.batch_size, "seed": self.seed, "batches": len(self)}
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """All batches of that epoch: each window once, or as the weights draw it (unless max_batches cuts it short)."""
+        """All batches of that epoch: each window once, or as drawn by weight (unless max_batches cuts it short)."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, _ORDER, epoch))
         if self.weights is not None:
             order = _drawn(self.weights, self.n_windows, generator)
@@ -89,17 +89,17 @@ class EpochOrder:
 
 
 def _drawn(weights: Tensor, count: int, generator: torch.Generator) -> list[int]:
-    """Numbers of windows, drawn with replacement as often as their weights (W,) say."""
+    """Numbers of windows, drawn with replacement in proportion to their weights (W,)."""
     if len(weights) <= MOST_CATEGORIES:
         return list(torch.multinomial(weights, count, replacement=True, generator=generator).tolist())
     reached = np.cumsum(weights.numpy(), dtype=np.float64)
-    # Below the sum, rounded or not: a window is found for each, and none whose weight is 0.
+    # Below the sum despite rounding: each draw finds a window, and none whose weight is 0.
     at = torch.rand(count, dtype=torch.float64, generator=generator).numpy() * reached[-1]
     found = np.searchsorted(reached, np.minimum(at, np.nextafter(reached[-1], 0)), side="right")
     return list(found.tolist())
 
 
-# What torch.multinomial draws from at most.
+# Most categories that torch.multinomial draws from.
 MOST_CATEGORIES = 2**24
 
 _ORDER = 1  # stream numbers of derived_seed
@@ -126,12 +126,12 @@ class Batch:
 
     @property
     def weight(self) -> float:
-        """Part of the batch that this process holds; 0 if its one window only keeps the processes in step."""
+        """Share of the batch that this process holds; 0 if its one window only keeps the processes in step."""
         return 0.0 if self.is_filler else len(self.share) / len(self.indices)
 
     @property
     def is_filler(self) -> bool:
-        """Whether the batch was too small to give this process a window of its own."""
+        """Whether the batch was too small to give this process its own window."""
         return len(self.share) == 0
 
 
@@ -144,9 +144,9 @@ class Order(Protocol):
     """The batches of every epoch: as many in each.
 
     Attributes:
-        n_windows: windows that an epoch has; of sequences, frames.
-        batch_size: windows of a batch; of sequences, rows.
-        weights: (W,) how often each window is drawn; None: each once an epoch.
+        n_windows: windows in an epoch; for sequences, frames.
+        batch_size: windows in a batch; for sequences, rows.
+        weights: (W,) how often each window is drawn; None: each once per epoch.
     """
 
     n_windows: int
@@ -154,14 +154,14 @@ class Order(Protocol):
     weights: Tensor | None
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Batches in an epoch."""
 
     def settings(self) -> dict[str, Any]:
         """What determines the order."""
 
 
 class Batches(Protocol):
-    """Gives the batches of an epoch, from a position in it."""
+    """Yields the batches of an epoch, from a position in it."""
 
     @property
     def order(self) -> Order:
@@ -182,7 +182,7 @@ class WindowDataset(Protocol):
 
 
 class Positioned(torch.utils.data.Sampler[Any]):
-    """What the loader's workers read: what the batches of one epoch consist of, from one position on."""
+    """What the loader's workers read: the contents of the batches of one epoch, from one position on."""
 
     def __init__(self) -> None:
         self.lists: Sequence[Any] = []
@@ -196,7 +196,7 @@ class Positioned(torch.utils.data.Sampler[Any]):
 
 @dataclass(frozen=True)
 class _WholeBatches(Dataset[TensorTree]):
-    """A dataset whose items are batches: observations are prepared once a batch, not once a window."""
+    """A dataset whose items are batches: observations are prepared once per batch, not once per window."""
 
     windows: WindowDataset
 
@@ -206,10 +206,10 @@ class _WholeBatches(Dataset[TensorTree]):
 
 @dataclass(frozen=True)
 class _Worker:
-    """What a loader worker does first.
+    """The initialization of a loader worker.
 
     Attributes:
-        parent: process that starts it.
+        parent: id of the process that starts it.
     """
 
     parent: int
@@ -221,7 +221,7 @@ class _Worker:
 def make_loader(
     dataset: Dataset[TensorTree], position: Positioned, settings: DictConfig, device: torch.device
 ) -> DataLoader[TensorTree]:
-    """A loader of whole batches, read by as many workers as `settings` ask for and the machine has cores."""
+    """A loader of whole batches, read by the number of workers in `settings`, but at most one per core."""
     workers = min(int(settings.num_workers), usable_cores())
     if workers < settings.num_workers:
         logger.debug("%d loader workers instead of %d: as many as there are cores", workers, settings.num_workers)
@@ -233,7 +233,7 @@ def make_loader(
         pin_memory=bool(settings.pin_memory) and device.type == "cuda",
         persistent_workers=bool(settings.persistent_workers) and workers > 0,
         worker_init_fn=_Worker(os.getpid()) if workers else None,
-        # Without a generator of its own the loader would draw from the one that training draws from.
+        # Without its own generator the loader would draw from training's.
         generator=torch.Generator().manual_seed(0),
     )
 
@@ -241,7 +241,7 @@ def make_loader(
 class LoaderBatches:
     """Batches read by a DataLoader; for datasets that do not fit into memory.
 
-    The number of workers changes how fast batches come, and nothing else.
+    The number of workers changes only how fast batches come.
     """
 
     def __init__(
@@ -279,7 +279,7 @@ class CachedBatches:
         obs_rows: (n_windows, To) numbers of the observed steps of each window.
         action_rows: (n_windows, T) numbers of the action steps of each window.
         order: batches of the epochs.
-        device: where batches are needed; `steps` may lie elsewhere.
+        device: where batches are needed; `steps` may be elsewhere.
     """
 
     def __init__(
@@ -311,7 +311,7 @@ class CachedBatches:
 
 
 def to_device(data: TensorTree, device: torch.device) -> TensorTree:
-    """A nested batch on the device; copies from pinned memory do not wait."""
+    """A nested batch on the device; copies from pinned memory do not block."""
     return {
         key: to_device(value, device) if isinstance(value, dict) else value.to(device, non_blocking=True)
         for key, value in data.items()

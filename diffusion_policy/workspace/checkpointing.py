@@ -1,7 +1,7 @@
 """Checkpoints of a run: latest, best and top k, written atomically in the background.
 
-What is to be saved is copied once, then a thread writes it; the next copy waits until that is done, so there is never
-more than one. The file is written once; its other names are hard links (copies where the file system has none).
+The state is copied once, then a thread writes it; the next copy waits for that, so there is never more than one. The
+file is written once; its other names are hard links (copies where the file system has none).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Ranking:
     """Orders checkpoints by metrics: the first key decides, the next ones break ties.
 
     A checkpoint for which a key was measured ranks above one for which it was not (validation with the sampler runs
-    every few epochs only). Of a layout without a pose, the joint error stands for the position error.
+    every few epochs only). For a layout without a pose, the joint error stands for the position error.
     """
 
     keys: tuple[str, ...]
@@ -100,10 +100,10 @@ class Best:
     """The best measurement so far.
 
     Attributes:
-        score: by which it is compared; None before there is one.
+        score: used for comparisons; None before the first measurement.
         metrics: its figures, and the epoch.
         global_step: updates that its weights had made.
-        measured_with: sampler, tolerance and episodes; empty where an older program chose it.
+        measured_with: sampler, tolerance and episodes; empty if an older program chose it.
     """
 
     score: Score | None = None
@@ -112,7 +112,7 @@ class Best:
     measured_with: Mapping[str, Any] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
-        """Entries of a run's state."""
+        """As entries of a run's state."""
         return {
             "best": None if self.score is None else [list(entry) for entry in self.score],
             "best_metrics": dict(self.metrics),
@@ -137,10 +137,10 @@ class CheckpointFolder:
     Args:
         folder: `checkpoints/` of the run.
         settings: `checkpoint` of the config.
-        state: what `state` gave when the run was saved.
+        state: what `state` returned when the run was saved.
         resumed_at: updates that the run had made then.
-        measured_with: sampler, tolerance and episodes behind the figures of this run; figures that were measured with
-            something else are not compared with these.
+        measured_with: sampler, tolerance and episodes behind this run's figures; figures measured differently are not
+            compared with these.
     """
 
     def __init__(
@@ -153,8 +153,8 @@ class CheckpointFolder:
     ):
         if settings.save_last_snapshot:
             raise TrainingError(
-                "checkpoint.save_last_snapshot would pickle the whole program, which only this version could read; "
-                "latest.ckpt holds all of the run: set it to false"
+                "checkpoint.save_last_snapshot would pickle the whole program, which only this version could "
+                "read; latest.ckpt holds the complete run: set it to false"
             )
         self.folder = folder
         self._topk, self._format = int(settings.topk.k), str(settings.topk.format_str)
@@ -190,17 +190,18 @@ class CheckpointFolder:
         self._best = Best.from_plain(state)
 
     def name(self, metrics: Mapping[str, Any], *, due: bool = True) -> CheckpointNames:
-        """Decide what a checkpoint with these metrics is called; remembered until its write fails.
+        """Decide the names of a checkpoint with these metrics; undone if its write fails.
 
         Args:
             metrics: of the epoch that ended.
-            due: whether latest and the best k are to be saved; best.ckpt is whenever these metrics are the best so far.
+            due: whether latest and the best k are to be saved; best.ckpt is saved whenever these metrics are the best
+                so far.
 
         Returns:
-            The names; none if there is nothing to save.
+            The names; empty if there is nothing to save.
 
         Raises:
-            TrainingError: the name's pattern asks for a metric that was not measured.
+            TrainingError: the name's pattern uses a metric that was not measured.
         """
         if due or (self._pending is not None and self._pending.done()):
             self.wait()
@@ -208,7 +209,7 @@ class CheckpointFolder:
             return CheckpointNames(())
         self.wait()
         self._before = self.state()
-        # A checkpoint that is written for best.ckpt costs no more if latest.ckpt is another name of it.
+        # If best.ckpt is written anyway, making latest.ckpt another name of it costs nothing.
         names = [LATEST] if self._save_last else []
         displaced = None
         score = self._ranking.score(metrics)
@@ -233,7 +234,7 @@ class CheckpointFolder:
         return self._best_ranking.measured(score) and (self._best.score is None or score > self._best.score)
 
     def _reconcile(self, resumed_at: int | None) -> None:
-        """Make best.ckpt and what the run remembers of it agree: a kill, a rewind or a person may have parted them."""
+        """Make best.ckpt and the run's record of it agree: a kill, a rewind or a person may have separated them."""
         if self._best.score is None:
             return
         path, own = self.folder / BEST, self.folder / LATEST
@@ -246,7 +247,7 @@ class CheckpointFolder:
             remembered = ((found.run_state or {}) if found is not None else {}).get("ranking")
             self._best = Best() if not remembered else Best.from_plain(remembered)
             if self._best.score is None:
-                logger.warning("%s is not that of this run any more: the next measurement is the best one", path)
+                logger.warning("%s is no longer this run's: the next measurement is the best one", path)
         if self._best.score is not None and len(self._best.score) != len(self._best_ranking.keys):
             logger.warning(
                 "best.ckpt was chosen by %d metrics, checkpoint.best has %d now: the next measurement is the best one",
@@ -258,8 +259,8 @@ class CheckpointFolder:
             if path.is_file():
                 rename(path, kept)
             logger.warning(
-                "best.ckpt was chosen by figures that were measured otherwise (%s) and are not compared with new ones: "
-                "it is kept as %s, and the next measurement is the best one",
+                "best.ckpt was chosen by figures that were measured differently (%s), which are not compared "
+                "with new ones: it is kept as %s, and the next measurement is the best one",
                 _changes(self._best.measured_with, self._measured_with), kept.name,
             )  # fmt: skip
             self._best = Best()
@@ -269,7 +270,7 @@ class CheckpointFolder:
             return self._format.format(**metrics)
         except KeyError as error:
             raise TrainingError(
-                f"checkpoint.topk.format_str asks for {error}, which was not measured; there are {sorted(metrics)}"
+                f"checkpoint.topk.format_str uses {error}, which was not measured; there are {sorted(metrics)}"
             ) from error
 
     def write(self, names: CheckpointNames, payload: Payload) -> None:
@@ -323,7 +324,7 @@ class CheckpointFolder:
 
 
 def _checkpoint_at(path: Path) -> Checkpoint | None:
-    """A checkpoint of the run; None where there is none, or one that cannot be read."""
+    """A checkpoint of the run; None if there is none, or it cannot be read."""
     try:
         return read_checkpoint(path) if path.is_file() else None
     except WorkspaceError as error:
@@ -334,7 +335,7 @@ def _checkpoint_at(path: Path) -> Checkpoint | None:
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Differences between the evaluation settings of two runs, as text."""
     if not before:
-        return "by a program that does not say how"
+        return "by a program that does not record how"
     names = dict.fromkeys((*before, *after))
     changed = [name for name in names if before.get(name) != after.get(name)]
     return "; ".join(f"{n}: {before.get(n, 'not stated')} -> {after.get(n, 'not stated')}" for n in changed)

@@ -43,13 +43,13 @@ class Data:
 
     Attributes:
         dataset: training windows.
-        held_out: validation windows; may be none.
+        held_out: validation windows; may be empty.
         train: batches of the training windows, shuffled.
         validation: batches of the validation windows in their order; None if there are none.
         normalizer: fitted to the dataset.
         split: which episodes are trained on and held out, for checkpoints.
         identities: (E,) of every episode of the dataset.
-        in_sequences: whether batches are chunks of episodes in their order, and their indices recorded steps.
+        in_sequences: whether batches are chunks of episodes in order, with recorded steps as indices.
     """
 
     dataset: CogActImageDataset
@@ -72,13 +72,13 @@ class Data:
         return {**counts, "held_out_sha256": digest, **addresses}
 
     def shares(self) -> tuple[Share, ...]:
-        """What each dataset or task comes to in an epoch; nothing where there is one, with no weight."""
+        """The share of each dataset or task in an epoch; empty if there is only one, without a weight."""
         order = self.train.order
         found = self.dataset.shares(min(order.n_windows, len(order) * order.batch_size))
         return found if len(found) > 1 or order.weights is not None else ()
 
     def report_shares(self, folder: Path) -> None:
-        """Log what each dataset or task comes to in an epoch, and write it into the run folder."""
+        """Log the share of each dataset or task in an epoch, and write it into the run folder."""
         shares = self.shares()
         for share in shares[:_SHARES_LOGGED]:
             logger.info("%s", share)
@@ -87,7 +87,7 @@ class Data:
         for share in shares:
             if share.weight and not share.windows:
                 logger.warning(
-                    "%s %s has weight %g and no window to train on: the others have its part",
+                    "%s %s has weight %g but no window to train on: the others get its share",
                     share.by, share.name, share.weight,
                 )  # fmt: skip
         if shares:
@@ -119,11 +119,11 @@ def open_data(
     Args:
         cfg: of the run.
         processes: that share the work.
-        history: which episodes the checkpoint that the run starts from knows; None: none.
-        in_sequences: whether episodes are read in their order, for a policy with a memory.
+        history: episodes known to the checkpoint that the run starts from; None: none.
+        in_sequences: whether episodes are read in order, for a policy with memory.
 
     Raises:
-        DatasetError, SpecError: it is missing, lacks something, or means something else.
+        DatasetError, SpecError: it is missing, lacks something, or its numbers mean something else.
         TrainingError: it does not fit the task, or the settings of loading are wrong.
     """
     spec = trained_spec_of(cfg)
@@ -154,7 +154,7 @@ def open_data(
 def _windows(
     cfg: DictConfig, processes: Processes, dataset: CogActImageDataset, held_out: CogActImageDataset
 ) -> tuple[Batches, Batches | None]:
-    """Batches of windows, shuffled; and of held-out ones, in their order."""
+    """Batches of training windows, shuffled, and of held-out ones, in order."""
     settings = cfg.training
     train_order = EpochOrder(
         len(dataset),
@@ -178,10 +178,10 @@ def _sequences(
     """Chunks of the training episodes, and of the held-out ones."""
     if processes.world_size > 1:
         raise TrainingError(
-            f"{processes.world_size} processes: a policy with a memory is trained by one; start one process"
+            f"{processes.world_size} processes: a policy with memory is trained by one; start one process"
         )
     if dataset.sample_weights is not None:
-        raise TrainingError("task.dataset.weights draws windows; sequences are read once each: set it to null")
+        raise TrainingError("task.dataset.weights draws windows, but sequences are read once each: set it to null")
     device, home = processes.device, processes.device if cfg.training.cache == "device" else torch.device("cpu")
     read = dataset.get_steps if cfg.training.cache == "none" else kept_steps(read_all_steps(cfg, home))
 
@@ -207,9 +207,7 @@ def instantiate(settings: DictConfig, where: str, **more: Any) -> Any:
         TrainingError: the class does not exist or does not have that option.
     """
     if "_target_" not in settings:
-        raise TrainingError(
-            f"{where} has no _target_, the class that it is to be; it has {', '.join(map(str, settings))}"
-        )
+        raise TrainingError(f"{where} has no _target_, the class to build; it has {', '.join(map(str, settings))}")
     try:
         return hydra.utils.instantiate(settings, **more)
     except HydraException as error:
@@ -242,7 +240,7 @@ def _batches(
 
 
 def _cached(dataset: CogActImageDataset, steps: TensorTree, home: torch.device) -> tuple[TensorTree, Tensor, Tensor]:
-    """Cached steps, and which rows of them each window observes and acts in; relative actions are kept by window."""
+    """Cached steps, and the rows that each window observes and acts in; relative actions are kept per window."""
     observed, acted = window_rows(dataset)
     if not dataset.relative_actions:
         return steps, observed, acted
@@ -254,7 +252,7 @@ def _cached(dataset: CogActImageDataset, steps: TensorTree, home: torch.device) 
 def read_all_steps(cfg: DictConfig, home: torch.device) -> TensorTree:
     """Every recorded step once, {"obs": {key: (N, ...)}, "action": (N, Da)}, in memory or on the device.
 
-    Read as windows of one step, so that the observations take the same way in as those of any window.
+    Read as windows of one step, so that the observations take the same path as those of any window.
     """
     single: CogActImageDataset = instantiate(
         cfg.task.dataset, "task.dataset", horizon=1, pad_before=0, pad_after=0, n_obs_steps=1, n_latency_steps=0,

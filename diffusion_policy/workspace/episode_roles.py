@@ -1,8 +1,8 @@
-"""Which episodes a run trains on and which it holds out, so that what was held out once stays held out.
+"""Which episodes a run trains on and which it holds out, so that episodes once held out stay held out.
 
 Without a history the dataset draws them (`task.dataset.val_ratio`, `seed`). A run that is resumed, or starts from
-another checkpoint, knows the episodes of that training (`dataset.split`): those that were held out stay it, those that
-were trained on are not measured as if they were new, and only among episodes that are new to it some are drawn.
+another checkpoint, knows the episodes of that training (`dataset.split`): held-out ones stay held out, ones that were
+trained on are not measured as if they were new, and only new episodes are divided at random.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def read_history(cfg: DictConfig, folder: Path) -> History:
 def divide_episodes(
     dataset: CogActImageDataset, cfg: DictConfig, history: History
 ) -> tuple[Split, tuple[EpisodeIdentity, ...]]:
-    """Hold out what the history asks for.
+    """Hold out the episodes that the history calls for.
 
     Returns:
-        The split that checkpoints of this run store, and the identities (E,) of the episodes, whatever their part.
+        The split that checkpoints of this run store, and the identities (E,) of all episodes.
 
     Raises:
         DatasetError: a dataset's numbers cannot be read, or no window is left to train on.
@@ -69,7 +69,7 @@ def divide_episodes(
         _keep_roles(dataset, cfg, history, history.split, datasets)
     elif history.path is not None:
         logger.info(
-            "%s does not say which episodes it was trained on: those that are held out here may have been among them",
+            "%s does not say which episodes it was trained on: those held out here may have been among them",
             history.path,
         )
     _warn_of_copies(dataset, identities)
@@ -83,8 +83,8 @@ def _warn_of_copies(dataset: CogActImageDataset, identities: Sequence[EpisodeIde
     copies = [e.name for e in held_out if trained.statuses([[e]]) == ["trained"]]
     if copies:
         logger.warning(
-            "%d of %d held-out episodes are trained on, too: the dataset holds their recordings twice (%s); errors on "
-            "them are no held-out errors", len(copies), len(held_out), ", ".join(copies[:5]),
+            "%d of %d held-out episodes are trained on, too: the dataset holds their recordings twice (%s); "
+            "errors on them are not held-out errors", len(copies), len(held_out), ", ".join(copies[:5]),
         )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def _keep_roles(
     split: Split,
     datasets: tuple[tuple[EpisodeIdentity, ...], ...],
 ) -> None:
-    """Episodes that the history knows keep their part; some of the others are drawn."""
+    """Episodes that the history knows keep their roles; some of the others are drawn."""
     statuses = np.array(split.statuses(datasets))
     known = np.array([split.knows(identity) for found in datasets for identity in found])
     kept, ratio = statuses == "held out", float(cfg.task.dataset.val_ratio)
@@ -104,8 +104,8 @@ def _keep_roles(
     if ratio <= 0:
         if kept.any():
             logger.warning(
-                "task.dataset.val_ratio=0: %d episodes that %s held out are trained on from here, and nothing is "
-                "measured on held-out ones", int(kept.sum()), history.path,
+                "task.dataset.val_ratio=0: %d episodes that %s held out are trained on from now on, and nothing "
+                "is measured on held-out ones", int(kept.sum()), history.path,
             )  # fmt: skip
         return
     held_out = kept.copy()
@@ -115,8 +115,8 @@ def _keep_roles(
             held_out[new[validation_episodes(len(new), ratio, int(cfg.task.dataset.seed))]] = True
     if not held_out.any() or held_out.all():
         logger.warning(
-            "%s had been trained on all of these episodes, or on none of them: the %d that are held out now are drawn "
-            "anew, and errors on those that it was trained on are no held-out errors",
+            "%s had been trained on all of these episodes, or on none of them: the %d held out now are newly "
+            "drawn, and errors on those that it was trained on are not held-out errors",
             history.path, int(dataset.validation_episodes.sum()),
         )  # fmt: skip
         return
@@ -138,7 +138,7 @@ def _split(dataset: CogActImageDataset, identities: Sequence[EpisodeIdentity], h
     split = history.split
     if history.origin == "pretrained" and split is not None:
         earlier = split.ever_trained
-    elif split is not None:  # the same run before
+    elif split is not None:  # the same run, resumed
         earlier = split.earlier
         groups["trained"] += split.trained
         gone = set(groups["trained"]) | set(groups["held_out"])

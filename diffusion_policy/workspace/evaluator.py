@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 Policy = PolicyModule
 # Batches of training windows over which the loss before the first update is computed.
 INITIAL_LOSS_BATCHES = 4
-# Held-out windows from whose images active features are counted.
+# Held-out windows on whose images active features are counted.
 FEATURE_WINDOWS = 32
 # Validation episodes of which plots are logged.
 PLOTS = 2

@@ -28,7 +28,7 @@ STOP_MESSAGE = (
 # `timeout` signals its child, then the child's group; torchrun's agent takes a moment to pass a signal on.
 SAME_REQUEST_S = 1.0
 SAME_REQUEST_BY_TORCHRUN_S = 5.0
-_PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
+_PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
 class StopRequest:

@@ -84,7 +84,7 @@ class BatchLoss(nn.Module):
         weights: `loss` of the config: weights of the gripper and of the steps around its changes.
         dropout: `observation_dropout` of the config: how often the observed gripper, and other low-dimensional keys,
             are hidden.
-        fitted: statistics of the dataset; a hidden key is set to the middle of its range. None: those of the policy.
+        fitted: statistics of the dataset; a hidden key is set to the middle of its range. None: the policy's.
 
     Raises:
         TrainingError: negative weights, settings for a gripper that the task does not have, or a dropout share
@@ -129,21 +129,21 @@ class BatchLoss(nn.Module):
             raise TrainingError(f"loss weights the gripper, but actions are {list(names)}; set loss=plain")
         why_not = self.policy.lacks("loss_weights") if self.weighted else None
         if why_not is not None:
-            raise TrainingError(f"loss weights need a policy that denoises actions alone; of this one {why_not}")
+            raise TrainingError(f"loss weights need a policy that denoises only actions; for this one {why_not}")
         if self.hide_share:
             self.policy.spec.field(self.hide_key)
 
-    memory: Mapping[str, Any] = {}  # nothing is carried from batch to batch
+    memory: Mapping[str, Any] = {}  # nothing is carried over between batches
 
     def at_update(self, global_step: int) -> None:
-        """All updates are alike."""
+        """Does nothing: all updates are alike."""
 
     def announced(self) -> BatchLoss:
-        """Itself, once it has been logged what it weighs."""
+        """Log the weights; returns self."""
         if self.weighted:
             logger.info(
-                "train_loss counts the gripper %g times and steps near its changes %g times; losses before the first "
-                "update and on held-out windows count all alike, so they are smaller",
+                "train_loss counts the gripper %g times and steps near its changes %g times; losses before the "
+                "first update and on held-out windows count all equally, so they are smaller",
                 self.gripper_weight, self.event_weight,
             )  # fmt: skip
         return self
@@ -190,12 +190,12 @@ class BatchLoss(nn.Module):
 
 
 def _grippers(names: tuple[str, ...]) -> list[int]:
-    """Columns of the grippers of a vector."""
+    """Columns of a vector's grippers."""
     return [column for column, name in enumerate(names) if is_gripper_name(name)]
 
 
 def _gripper_mask(policy: PolicyModule, key: str) -> Tensor | None:
-    """(D,) bool of the grippers among other numbers of a key; None where the whole key is hidden."""
+    """(D,) bool of the grippers among other numbers of a key; None if the whole key is hidden."""
     names = policy.spec.field(key).names
     grippers = _grippers(names)
     if len(grippers) in (0, len(names)):

@@ -1,4 +1,4 @@
-"""Names of the metrics that a run computes; checks before a run starts that checkpoints are ranked by such ones."""
+"""Names of the metrics that a run computes; checks before a run that checkpoints are ranked by metrics among them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GRIPPER_SCORES = tuple(
         "recall_high", "precision_low", "precision_high", "lag_steps", "lag_ms",
     )
 )  # fmt: skip
-# Of policies with a memory; those by button and by head are in the log, too.
+# Of policies with memory; the log also has those per button and per head.
 SEQUENCE_SCORES = ("val_accuracy_buttons", "val_accuracy_camera", "val_f1", "val_loss_buttons", "val_loss_camera")
 ROLLOUTS = tuple(
     f"test_{name}" for name in ("success", "success_low", "success_high", "grasped", "scenes", "n_action_steps")
@@ -63,10 +63,10 @@ def unmeasured(name: str, cfg: DictConfig, action_names: Sequence[str], *, held_
 
 
 def _lacking(name: str, action_names: Sequence[str]) -> str | None:
-    """The part of an action (such as "gripper") that a metric needs and this action lacks; None if nothing lacks."""
+    """The part of an action (such as "gripper") that a metric needs and this action lacks; None if it has all."""
     arms = arms_of(action_names)
     if name == POSITION_ERROR and any(arm.joints for arm in arms):
-        return None  # without positions it is ranked by the joints' error
+        return None  # without positions, the joints' error ranks
     parts = {
         "gripper": any(arm.gripper for arm in arms),
         "position": any(arm.position for arm in arms),
@@ -97,7 +97,7 @@ def check_metric_names(cfg: DictConfig, action_names: Sequence[str], *, held_out
         "checkpoint.topk.monitor_key": Ranking.read(topk.monitor_key, topk.mode).keys if topk.k else (),
         "checkpoint.best": tuple(entry.monitor_key for entry in best),
     }
-    if is_real_robot(cfg) or not cfg.training.rollout_every:  # custom runners have metrics of their own
+    if is_real_robot(cfg) or not cfg.training.rollout_every:  # custom runners have their own metrics
         _refuse_unknown(ranked, known_names(int(cfg.n_action_steps)))
     for setting, names in ranked.items():
         reasons = [unmeasured(name, cfg, action_names, held_out=held_out) for name in names]

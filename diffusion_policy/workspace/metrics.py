@@ -1,8 +1,9 @@
-"""Writes metrics: JSON lines for programs, TensorBoard for people, Weights & Biases if asked for.
+"""Writes metrics: JSON lines for programs, TensorBoard for people, Weights & Biases on request.
 
-`logs.json.txt` holds one JSON object a line. Its first line has the loss before the first update, then one line an
-update with `train_loss`, `global_step`, `epoch` and `lr`; the last line of an epoch has the epoch's mean `train_loss`
-and what was validated. `global_step` counts updates made, so a line is true of the weights after that many.
+`logs.json.txt` holds one JSON object per line. Its first line has the loss before the first update; then comes one line
+per update with `train_loss`, `global_step`, `epoch` and `lr`; the last line of an epoch has the epoch's mean
+`train_loss` and the validation results. `global_step` counts updates made, so a line describes the weights after that
+many.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from diffusion_policy.workspace import TrainingError
 logger = logging.getLogger(__name__)
 
 F1 = "val_gripper_f1"
-TOLERANCE = "val_gripper_tolerance_s"  # seconds that F1 is measured within
+TOLERANCE = "val_gripper_tolerance_s"  # seconds, the tolerance of F1
 Metrics = dict[str, Any]
 
 
@@ -37,8 +38,8 @@ class MetricsLog:
 
     Args:
         folder: of the run.
-        global_step: updates made so far; what an interrupted run logged beyond them is taken out of the log, since
-            these updates are about to be made again.
+        global_step: updates made so far; lines of an interrupted run beyond them are removed from the log, since these
+            updates are about to be made again.
         settings: `logging` of the config; None: neither TensorBoard nor Weights & Biases.
         config: of the run, for Weights & Biases.
     """
@@ -51,7 +52,7 @@ class MetricsLog:
         self._board: Any = None
         self._wandb: Any = None
         if settings is not None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and the reader of a log needs none
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed to read a log
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=global_step + 1)
             self._wandb = _start_wandb(folder, settings, config)
@@ -103,7 +104,7 @@ def is_defined(value: Any) -> bool:
 
 
 def figure(name: str, metrics: Mapping[str, Any], form: str = ".4g") -> str:
-    """A figure for people, "-" where it is not defined; a gripper F1 with the tolerance that it was measured within."""
+    """A figure for people, "-" if it is undefined; a gripper F1 with its tolerance."""
     value = metrics.get(name)
     if not is_defined(value):
         return "-"

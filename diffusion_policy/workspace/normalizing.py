@@ -1,7 +1,8 @@
 """Which statistics the policy normalizes with, and whether the data fits them.
 
-A fine-tuned policy keeps the statistics its weights were trained with (`inherit`): other ones would change every
-number it sees. Data far outside them is then far outside [-1, 1], which is worth a warning with the dimension's name.
+A fine-tuned policy keeps the statistics its weights were trained with (`inherit`): other statistics would change every
+number it sees. Data far outside their range is then far outside [-1, 1], which warrants a warning that names the
+dimension.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from diffusion_policy.workspace import TrainingError
 
 logger = logging.getLogger(__name__)
 
-# Normalized values reach this far beyond [-1, 1] before they are worth a warning.
+# Normalized values may exceed [-1, 1] by this much without a warning.
 SLACK = 0.1
 _ACTION = "action"
 
@@ -64,13 +65,13 @@ def choose_normalizer(
 
     Args:
         choice: `normalizer` of the config.
-        fitted: to the dataset.
+        fitted: fitted to the dataset.
         spec: names of the dimensions.
-        policies: live one, and EMA copy if there is one.
+        policies: the live one, and the EMA copy if there is one.
         pretrained: whether their weights, normalizer included, come from a checkpoint.
 
     Returns:
-        The dimensions that were warned of.
+        The dimensions with a warning.
 
     Raises:
         TrainingError: an unknown choice, or an inherited normalizer of another width.
@@ -87,7 +88,7 @@ def choose_normalizer(
     logger.info("normalizer: inherited from the pretrained checkpoint")
     found = list(out_of_range(policies[0].normalizer, fitted, spec))
     for dimension in found:
-        logger.warning("data outside the inherited range: %s; if that is meant, set normalizer=refit", dimension)
+        logger.warning("data outside the inherited range: %s; if that is intended, set normalizer=refit", dimension)
     return found
 
 

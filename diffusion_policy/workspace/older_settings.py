@@ -1,4 +1,4 @@
-"""Keys of older configs, read as what takes their place now."""
+"""Keys of older configs, translated to their present equivalents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 OBS_DROPOUT = "task.dataset.obs_dropout"
 LOW_DIM = "observation_dropout.low_dim"
-# The predecessor's dataset of videos, and what its seven numbers are.
+# The predecessor's dataset of videos, and the names of its seven numbers.
 _OF_VIDEOS = "RealPushTImageDataset"
 _READ_AS = "diffusion_policy.dataset.cogact_image_dataset.CogActImageDataset"
 OLDER_POSE = ("x", "y", "z", "rx", "ry", "rz", "width")
@@ -23,7 +23,7 @@ OLDER_DIFFERENCES = tuple(f"d{name}" for name in OLDER_POSE)
 
 
 def with_present_keys(cfg: DictConfig) -> DictConfig:
-    """The config with present keys only; the one that is given stays as it is.
+    """The config with present keys only; the given one is not changed.
 
     Raises:
         TrainingError: a former and a present key say the same thing twice.
@@ -34,9 +34,9 @@ def with_present_keys(cfg: DictConfig) -> DictConfig:
 def _with_dataset(cfg: DictConfig) -> DictConfig:
     """The predecessor's dataset of videos, read from the cache that `use_cache` left in its folder.
 
-    Its arrays carry no names, and are position, rotation vector and width; `delta_action` asks for the differences of
-    successive commands. Without differences these are poses, and without a cache there are no frames: then its class
-    says how it is converted.
+    Its arrays carry no names, and hold position, rotation vector and width; `delta_action` asks for the differences of
+    successive commands. Without differences these are poses, and without a cache there are no frames: in both cases its
+    class says how to convert it.
     """
     dataset = OmegaConf.select(cfg, "task.dataset", default=None) or OmegaConf.create()
     if not str(dataset.get("_target_")).endswith(f".{_OF_VIDEOS}"):
@@ -58,14 +58,15 @@ def _with_dataset(cfg: DictConfig) -> DictConfig:
             "action_differences": True, "names_from_shape_meta": True,
         })  # fmt: skip
     logger.warning(
-        "%s is read from %s: actions are %s; its policy is trained, and not served: nothing here executes differences",
+        "%s is read from %s: actions are %s; its policy can be trained, but not served: nothing here executes "
+        "differences",
         _OF_VIDEOS, path, " ".join(meta.action.names),
     )  # fmt: skip
     return cfg
 
 
 def _cache_of(path: str) -> str | None:
-    """The zarr with frames that a dataset's path is, or that is in its folder as the predecessor wrote it."""
+    """The zarr with frames at a dataset's path, or in its folder as the predecessor wrote it."""
     if path.rstrip("/").endswith((".zarr", ".zip")) and dataset_exists(path):
         return path
     found = sorted(Path(path).glob("*.zarr.zip"))
@@ -74,8 +75,8 @@ def _cache_of(path: str) -> str | None:
 
 def _with_dropout(cfg: DictConfig) -> DictConfig:
     """`task.dataset.obs_dropout`, by key the share of windows in which an observation is hidden, becomes
-    `observation_dropout.low_dim`: the same share of windows, hidden behind the same middle of the range. Drawn with the
-    update instead of with the sample, it neither depends on loader workers nor on how often a run was resumed.
+    `observation_dropout.low_dim`: the same share of windows, hidden behind the same middle of the range. Since it is
+    drawn per update instead of per sample, it depends neither on loader workers nor on how often a run was resumed.
 
     Raises:
         TrainingError: both name the same observation.

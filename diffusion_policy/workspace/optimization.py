@@ -1,7 +1,7 @@
 """Optimizer: parameter groups, stages, and an optimizer step that never waits for the device.
 
-An update whose gradients are not finite is left out on the device itself (`found_inf` of the fused optimizer), so
-weights stay whole although the host only learns of it when it next looks at the losses.
+An update whose gradients are not finite is skipped on the device itself (`found_inf` of the fused optimizer), so
+weights stay intact although the host only learns of it when it next reads the losses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Groups = list[dict[str, Any]]
 
 
 def roles_of(policy: nn.Module, ledger: Ledger | None) -> dict[str, Role]:
-    """Which parameters are inherited, grown and fresh; all fresh without a ledger."""
+    """The role of each parameter: inherited, grown or fresh; without a ledger all are fresh."""
     if ledger is not None:
         return parameter_roles(ledger, policy)
     return {name: Role("fresh") for name, parameter in policy.named_parameters() if parameter.requires_grad}
@@ -73,7 +73,7 @@ def make_optimizer(
 
 
 def _split_at(groups: Groups, encoder: Collection[int]) -> Groups:
-    """No group holds parameters of the observation encoder and others."""
+    """Split groups so that none mixes parameters of the observation encoder with others."""
     split: Groups = []
     for group in groups:
         for of_encoder in (False, True):
@@ -96,10 +96,10 @@ def split_by_layer(groups: Groups, policy: PolicyModule, decay: float) -> Groups
 
 
 class Stages:
-    """Who learns at which update (`stages` of the config).
+    """Which parameters learn at which update (`stages` of the config).
 
-    What does not learn has its gradient dropped before the step. It keeps `requires_grad`: the EMA copies parameters
-    without it, and would lose its own average of them.
+    Parameters that do not learn have their gradient dropped before the step. They keep `requires_grad`: the EMA copies
+    parameters without it verbatim, and would lose their average.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Stages:
                 )
 
     def enter(self, global_step: int) -> bool:
-        """Make the stage of that update the present one; whether a stage of the config begins."""
+        """Switch to the stage of that update; returns whether a stage of the config begins."""
         learn = stage_at(self._stages, global_step).learn
         if learn == self.learn:
             return False
@@ -139,7 +139,7 @@ class Stages:
         return bool(self._stages)
 
     def drop_gradients(self) -> None:
-        """Before the step: parameters at rest get no gradient, so neither momentum nor weight decay moves them."""
+        """Before the step: drop the gradient of frozen parameters, so neither momentum nor weight decay moves them."""
         for parameter in self._frozen:
             parameter.grad = None
 
@@ -150,9 +150,9 @@ def step_if_finite(
     """Make the update unless its gradients hold NaN or infinity, without waiting for the device.
 
     Args:
-        optimizer: makes it.
+        optimizer: makes the update.
         parameters: whose gradients count.
-        max_norm: longer gradients are scaled to this norm; None: none is.
+        max_norm: longer gradients are scaled to this norm; None: no scaling.
 
     Returns:
         The norm of all gradients before they are scaled, a scalar on the device; not finite if nothing was updated.

@@ -1,7 +1,8 @@
-"""What the ledger means for training: which parameters are inherited, grown or fresh, who learns when and how fast.
+"""What the ledger means for training: which parameters are inherited, grown or fresh, and which learn when and how
+fast.
 
-A grown tensor is one parameter with old and new slots, so learning rates and freezing cannot be set by parameter
-alone: `OldSlots` keeps the old slots where they are while the new ones learn.
+A grown tensor is one parameter with old and new slots, so learning rates and freezing cannot be set per parameter
+alone: `OldSlots` holds the old slots fixed while the new ones learn.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Role:
 
     Attributes:
         kind: inherited, grown or fresh.
-        slots: of a grown parameter, the axes along which it has new slots.
+        slots: for a grown parameter, the axes along which it has new slots.
     """
 
     kind: Kind
@@ -48,7 +49,7 @@ class Role:
 
 
 def parameter_roles(ledger: Ledger, model: nn.Module, part: str = "model") -> dict[str, Role]:
-    """The role of each trainable parameter of a model, by the name `named_parameters` gives it.
+    """The role of each trainable parameter of a model, by its name in `named_parameters`.
 
     Raises:
         AdaptError: the ledger does not account for a parameter, so it is not this model's.
@@ -79,10 +80,10 @@ def split_groups(
         groups: as torch optimizers take them, with "params" and options such as "weight_decay".
         model: whose parameters they hold.
         roles: from `parameter_roles`.
-        learning_rates: kind -> learning rate; kinds that are not named keep the optimizer's.
+        learning_rates: kind -> learning rate; kinds not named keep the optimizer's.
 
     Returns:
-        Groups with the same options, a "role", and "lr" where one is given; empty ones are left out.
+        Groups with the same options, a "role", and "lr" if one is given; empty ones are left out.
     """
     _check_kinds(learning_rates, "learning rates")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -98,7 +99,7 @@ def split_groups(
 
 @dataclass
 class OldSlots:
-    """Holds the old slots of grown parameters still while their new slots learn.
+    """Holds the old slots of grown parameters fixed while their new slots learn.
 
     The gradient of old slots is zeroed before the step, so neither the optimizer's moments nor the gradient's norm see
     it, and their values are put back after it, since weight decay moves numbers without a gradient too.
@@ -116,7 +117,7 @@ class OldSlots:
         return cls(grown, masks)
 
     def freeze(self, optimizer: Optimizer) -> None:
-        """Hold them from now on, until `release`."""
+        """Hold them fixed from now on, until `release`."""
         if self.handles:
             return
         for name, parameter in self.parameters.items():
@@ -138,7 +139,7 @@ class OldSlots:
 
 @dataclass(frozen=True)
 class Stage:
-    """Who learns from one step on.
+    """Which parameters learn from one step on.
 
     Attributes:
         start: first global step of the stage.
@@ -183,4 +184,4 @@ def _kind(roles: Mapping[str, Role], name: str) -> Kind:
 def _check_kinds(kinds: Iterable[str], where: str) -> None:
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown:
-        raise AdaptError(f"{where}: {unknown} are no kinds of parameters; expected {', '.join(KINDS)}")
+        raise AdaptError(f"{where}: {unknown} are not kinds of parameters; expected {', '.join(KINDS)}")

@@ -1,7 +1,7 @@
-"""One episode as a picture: recorded and predicted commands, a panel for each action dimension.
+"""One episode as a picture: recorded and predicted commands, one panel per action dimension.
 
 gray   recorded             the gripper's panel also shows the dead band (open >= 0.7, closed <= 0.3)
-blue   predicted, chunk after chunk as the robot executes them; a chunk begins at each upright line
+blue   predicted, chunk after chunk as the robot executes them; a chunk begins at each vertical line
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffusion_policy.workspace.validation import EpisodePrediction
 WIDTH, HEIGHT, HEADER, MARGIN = 640, 72, 24, 8
 LABEL_WIDTH = 96
 RECORDED, PREDICTED, BAND, INK = (150, 150, 150), (30, 90, 200), (225, 225, 225), (60, 60, 60)
-# Ranges smaller than this are drawn as flat lines, not blown up to full height.
+# Ranges smaller than this are drawn as flat lines, not scaled to full height.
 SMALLEST_RANGE = 0.01
 
 Image = NDArray[np.uint8]

@@ -1,4 +1,4 @@
-"""Summary of a run of reinforcement learning: what its last episodes came to, and the next command."""
+"""Summary of a reinforcement learning run: the results of its last episodes, and the next command."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from diffusion_policy.workspace.metrics import figure
 from diffusion_policy.workspace.run_state import TrainingProgress
 
 SIMULATOR_NAME = "simulator.yaml"
-# Figures of an iteration, in words.
+# Figures of an iteration, with their descriptions.
 SHOWN = {
-    "kl_to_pretrained": "KL to the pretrained policy (nats a frame)",
+    "kl_to_pretrained": "KL to the pretrained policy (nats per frame)",
     "clip_share": "clipped share",
     "explained_variance": "explained variance of returns",
     "frames_per_second": "frames a second",
@@ -29,10 +29,10 @@ class PPOSummary:
 
     Attributes:
         folder: of the run.
-        iterations, updates, frames: made and played.
+        iterations, updates, frames: how many were made and played.
         figures: of the last iteration, and of the last episodes; see `ppo.learner` and `ppo.outcomes`.
         interrupted: the signal that ended the run, or None.
-        next_command: to go on with: evaluation, or the rest of an interrupted run.
+        next_command: the next step: evaluation, or the rest of an interrupted run.
     """
 
     folder: Path
@@ -72,7 +72,7 @@ class PPOSummary:
                 f"in training, with drawn actions: {self._measured()}",
                 *self._last_iteration(),
                 f"checkpoint: {latest}",
-                f"measure it in closed loop, in episodes of its own: {self.next_command}",
+                f"measure it in closed loop, in new episodes: {self.next_command}",
             ]
         )
 
@@ -84,7 +84,7 @@ class PPOSummary:
 
     def _measured(self) -> str:
         if "success_share" not in self.figures:
-            return "no episode ended, so nothing is known of its success"
+            return "no episode ended, so nothing is known about its success"
         figures = self.figures
         share, low, high = (
             f"{figures[name]:.0%}" for name in ("success_share", "success_share_low", "success_share_high")

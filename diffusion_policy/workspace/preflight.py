@@ -1,9 +1,9 @@
-"""Whether a training run could start here, asked before anything is written: settings, device, datasets, checkpoint.
+"""Checks, before anything is written, whether a training run could start here: settings, device, datasets, checkpoint.
 
     python -m diffusion_policy.workspace.preflight ARGUMENTS OF train.py
 
-The launchers ask it before they adapt a checkpoint; of one that is not there yet nothing is asked. Exit status: 0 it
-could, 2 it could not, with one message, 128 + N ended by signal N.
+The launchers run it before they adapt a checkpoint; a checkpoint that does not exist yet is not checked. Exit status: 0
+it could start, 2 it could not, with one message, 128 + N ended by signal N.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def check_start(arguments: Sequence[str]) -> None:
         arguments: of its command line.
 
     Raises:
-        WorkspaceError: a setting that does not exist, a device that is not there, a dataset that does not open, or a
-            checkpoint that the run would start from and that has other actions, settings or tensors.
+        WorkspaceError: an unknown setting, a missing device, a dataset that does not open, or a checkpoint to start
+            from with other actions, settings or tensors.
     """
     from diffusion_policy.adapt.starting_point import plan_pretrained
-    from diffusion_policy.dataset.joined_datasets import dataset_paths  # these take a second, and may be interrupted
+    from diffusion_policy.dataset.joined_datasets import dataset_paths  # slow imports, which may be interrupted
     from diffusion_policy.dataset.replay_buffer import ReplayBuffer
     from diffusion_policy.training_config import compose_arguments
     from diffusion_policy.workspace.processes import find_device
@@ -46,7 +46,7 @@ def check_start(arguments: Sequence[str]) -> None:
 
 
 def run_folder(arguments: Sequence[str]) -> Path | None:
-    """Returns the folder that the arguments name for the run; None: a new one."""
+    """The run folder that the arguments name; None: a new one."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     overrides = OverridesParser.create().parse_overrides([word for word in arguments if not word.startswith("-")])

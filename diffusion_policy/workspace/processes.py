@@ -1,4 +1,4 @@
-"""The device a run trains on, and the processes it shares the work with (started by torchrun; one without it)."""
+"""The device a run trains on, and the processes it shares the work with (one, unless started by torchrun)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def find_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.de
     """The device of that name; with several processes, each takes the GPU of its local rank.
 
     Raises:
-        TrainingError: no such device on this machine.
+        TrainingError: there is no such device on this machine.
     """
     try:
         device = torch.device(name)
@@ -88,7 +88,7 @@ def join_processes(device_name: str) -> Iterator[Processes]:
     device = find_device(device_name, local_rank, world_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True  # all batches but the last of an epoch have one shape
+        torch.backends.cudnn.benchmark = True  # all batches except an epoch's last have the same shape
     if world_size == 1:
         yield Processes(device)
         return

@@ -25,7 +25,7 @@ class ConsoleHandler(logging.Handler):
         show_line(self.format(record), style)
 
 
-# Of what is validated, the figures by which a run is judged, and how each is shown: words, form, unit.
+# The validation figures by which a run is judged, and how each is shown: words, format, unit.
 SHOWN = {
     "val_loss": ("held-out loss", ".4f", ""),
     "val_position_error_mm": ("position", ".3g", " mm"),
@@ -39,8 +39,8 @@ class TrainingBar:
 
     Args:
         total: updates of the whole run.
-        done: of these, already made.
-        epochs: of the whole run; they are counted from 1, as in the lines that end them.
+        done: updates already made.
+        epochs: of the whole run; they are counted from 1, as in the log lines of epochs.
         visible: False, or not a terminal: shows nothing.
         refresh_seconds: least time between two refreshes.
     """
@@ -52,14 +52,14 @@ class TrainingBar:
         )
 
     def update(self, done: int, epoch: int, loss: float, samples_per_second: float) -> None:
-        """After some updates of epoch number `epoch`, counted from 0; a rate of 0 is one that is not known yet."""
+        """After some updates of epoch number `epoch`, counted from 0; a rate of 0 means not yet known."""
         rate = f" {samples_per_second:.0f} samples/s" if samples_per_second else ""
         self._bar.update(done, before=f"epoch {epoch + 1}/{self._epochs}", after=f"loss {loss:.4f}{rate}")
         if torch.cuda.is_available():
             self._show("memory", f"GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
     def validated(self, metrics: Mapping[str, Any]) -> None:
-        """After a validation; figures that it did not measure stay as they were."""
+        """After a validation; figures that it did not measure are kept."""
         for key, (words, form, unit) in SHOWN.items():
             if key in metrics:
                 self._show(key, f"{words} {figure(key, metrics, form)}{unit}")

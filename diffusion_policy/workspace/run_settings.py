@@ -13,16 +13,16 @@ from diffusion_policy.workspace.older_settings import with_present_keys
 
 logger = logging.getLogger(__name__)
 
-# How the class is called that configs of the predecessor for several GPUs name.
+# The class named by the predecessor's configs for several GPUs.
 _SEVERAL_GPUS = "WorkspaceDDP"
 
 
 def run_settings(cfg: DictConfig) -> DictConfig:
-    """The settings of a run of this config: present keys, none absent.
+    """The settings of a run with this config: present keys only, and all of them.
 
     Raises:
         TrainingError: a former and a present key say the same thing twice.
-        ConfigError: it lacks what no default can stand for.
+        ConfigError: it lacks something that has no default.
     """
     return settled(with_present_keys(cfg))
 
@@ -52,7 +52,7 @@ def completed(cfg: DictConfig) -> DictConfig:
 
 
 def batch_size_note(cfg: DictConfig, world_size: int) -> str | None:
-    """What the batch size of a config for several GPUs is here, where the predecessor's was per GPU; None of others.
+    """What the batch size in a config for several GPUs means here (the predecessor's was per GPU); None for others.
 
     Args:
         cfg: of a run.
@@ -61,10 +61,10 @@ def batch_size_note(cfg: DictConfig, world_size: int) -> str | None:
     if not str(cfg._target_).endswith(_SEVERAL_GPUS):
         return None
     size = cfg.dataloader.batch_size
-    here = f"dataloader.batch_size={size} is that of one update over all processes; in the predecessor it was per GPU: "
+    here = f"dataloader.batch_size={size} applies to one update over all processes; in the predecessor it was per GPU: "
     if world_size > 1:
         return f"{here}on {world_size} GPUs dataloader.batch_size={size * world_size} trains as it did"
-    return f"{here}what trained with it on N GPUs is dataloader.batch_size=N*{size}"
+    return f"{here}training with it on N GPUs corresponds to dataloader.batch_size=N*{size}"
 
 
 def debug_settings(cfg: DictConfig) -> DictConfig:
@@ -76,10 +76,10 @@ def debug_settings(cfg: DictConfig) -> DictConfig:
 
 
 def less_memory(cfg: DictConfig) -> str:
-    """What to do where a run ran out of memory."""
+    """What to do if a run ran out of memory."""
     cache = "" if cfg.training.cache == "none" else f" Or set training.cache=none (now {cfg.training.cache})"
     return (
         f"out of memory on {cfg.training.device}: lower dataloader.batch_size (now {cfg.dataloader.batch_size}) and "
-        "raise training.gradient_accumulate_every by as much; if it was in a validation, lower "
+        "raise training.gradient_accumulate_every by as much; if it happened in validation, lower "
         f"val_dataloader.batch_size (now {cfg.val_dataloader.batch_size}).{cache}"
     )

@@ -3,7 +3,7 @@
 A run that is killed at any instant and resumed equals an uninterrupted one. So this holds the position in the data, the
 learning-rate schedule, the EMA's step, the state of every random generator of every process, the running sums of the
 epoch, and which checkpoints are the best so far. All of it is plain data that the checkpoint's restricted reader
-reads.
+accepts.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RunState:
         ranking: which checkpoints were kept and what is best so far.
         data: what the order of the data depends on: windows, batch size, seed.
         threads: number of compute threads on a CPU; None on a GPU, and in files of older programs.
-        memory: what a policy with a memory, and the one it is held to, remember of their rows; empty of others.
+        memory: the memory, per row, of a policy with memory and of its reference policy; empty for others.
     """
 
     progress: TrainingProgress

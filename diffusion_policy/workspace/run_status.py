@@ -1,6 +1,6 @@
-"""How a run stands, in RUN/status.json: whether it is under way, was stopped, failed, or made all of its epochs.
+"""The status of a run, in RUN/status.json: whether it is running, was stopped, failed, or finished all epochs.
 
-Its numbers alone do not say that: a run that was stopped early looks like one that learned little.
+Its metrics alone do not show that: a run that was stopped early looks like one that learned little.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ State = Literal["running", "stopped", "failed", "finished"]
 
 
 class RunStatus:
-    """Writes the status while it is entered: when it begins, and however it ends.
+    """A context manager that writes the status when the run begins, and however it ends.
 
     Args:
         folder: of the run; None: another process writes.
-        progress: of the run; looked at whenever the status is written.
-        epochs: that the run is to make.
-        updates: that these are.
+        progress: of the run; read whenever the status is written.
+        epochs: planned.
+        updates: planned.
 
     Attributes:
         stopped_by: the signal that the run was asked to stop by, or None.
@@ -66,4 +66,4 @@ class RunStatus:
         try:
             write_json(self._folder / STATUS_NAME, content)
         except StorageError as failure:
-            logger.warning("%s", failure)  # a full disk does not end a run that can go on
+            logger.warning("%s", failure)  # a full disk does not end a run that can continue

@@ -1,4 +1,4 @@
-"""The section `sampler` of a config: with which sampler policies are measured while they train, and how strictly."""
+"""The section `sampler` of a config: the sampler and the tolerance with which policies are measured in training."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class SamplerSettings:
 
     Attributes:
         scheduler, steps: as `policy.sampler.set_sampler` takes them.
-        max_episodes: of the held-out ones that are measured, the first so many; None: all.
-        tolerance_s: seconds that a predicted gripper event may be away from a recorded one.
+        max_episodes: number of held-out episodes to measure, the first ones; None: all.
+        tolerance_s: seconds by which a predicted gripper event may differ from a recorded one.
     """
 
     scheduler: str = DEFAULT_SAMPLER.scheduler
@@ -45,14 +45,14 @@ class SamplerSettings:
 
 
 def read_sampler(section: DictConfig | Mapping[str, Any] | None, step_seconds: float | None) -> SamplerSettings:
-    """Read the section; what an older config lacks has its default.
+    """Read the section; settings that an older config lacks have their defaults.
 
     Args:
         section: `sampler` of the config. `tolerance_steps`, the former name of the tolerance, is still read.
         step_seconds: between two steps of the held-out episodes, to turn steps into seconds; None without a clock.
 
     Raises:
-        TrainingError: a number that is none, or out of range.
+        TrainingError: a setting is not a number, or out of range.
     """
     given = {} if section is None else dict(section)
     chosen: dict[str, Any] = {

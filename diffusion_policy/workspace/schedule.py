@@ -1,4 +1,4 @@
-"""The learning rate over a run's updates, also where a resumed run has fewer or more of them than before."""
+"""The learning rate over a run's updates, also if a resumed run has fewer or more of them than before."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 
 # piecewise_constant needs step rules, which the config has no key for.
 SCHEDULES = tuple(kind.value for kind in SchedulerType if kind is not SchedulerType.PIECEWISE_CONSTANT)
-# Rates that differ by less are the same: of a schedule that takes one update more or less.
+# Rates that differ by less count as equal: the schedule is one update longer or shorter.
 JUMP = 1.01
 
 
 def total_updates(progress: TrainingProgress, n_batches: int, settings: DictConfig) -> int:
-    """Updates made and those still to come; the number does not change while a run goes on as it is.
+    """Updates made plus those still to come; the number is constant while a run continues unchanged.
 
     Args:
         progress: how far the run has come.
-        n_batches: of an epoch.
+        n_batches: in an epoch.
         settings: `training` of the config.
     """
     accumulated = settings.gradient_accumulate_every
@@ -39,10 +39,10 @@ def total_updates(progress: TrainingProgress, n_batches: int, settings: DictConf
 def make_schedule(optimizer: torch.optim.Optimizer, settings: DictConfig, n_updates: int) -> LambdaLR:
     """The schedule that `training.lr_scheduler` and `lr_warmup_steps` name, over all updates of the run.
 
-    After the last update the rate stays what it is there: a cosine would rise again.
+    After the last update the rate stays constant: a cosine would rise again.
 
     Raises:
-        TrainingError: no such schedule, or the settings do not fit it.
+        TrainingError: there is no such schedule, or the settings do not fit it.
     """
     if settings.lr_scheduler not in SCHEDULES:
         raise TrainingError(
@@ -75,13 +75,13 @@ def plain_schedule(state: dict[str, Any]) -> dict[str, Any]:
 def resume_rates(
     optimizer: torch.optim.Optimizer, schedule: LambdaLR, moments: dict[str, Any], position: dict[str, Any]
 ) -> None:
-    """Go on where a run was, at the rates that the present config gives there; a jump is logged with its numbers.
+    """Continue a run at the rates that the present config gives at that point; a jump is logged with its numbers.
 
-    Moments and position are the run's; rates, weight decay and betas are the config's, so that what the config changes
-    is done. Where it changes nothing, they are the same to the bit.
+    Moments and position are the run's; rates, weight decay and betas are the config's, so that its changes take effect.
+    Without changes they are bit-identical.
 
     Args:
-        optimizer, schedule: as the config makes them.
+        optimizer, schedule: built from the config.
         moments: state of the run's optimizer.
         position: state of the run's schedule.
 
@@ -117,7 +117,7 @@ def _warn_of_jump(before: list[float], after: list[float], update: int) -> None:
     old, new = max(zip(before, after, strict=True), key=change)
     if change((old, new)) > JUMP:
         logger.warning(
-            "the learning rate jumps at update %d: from %.3g, where the run was, to %.3g by the present config (its "
-            "schedule, number of updates or rates are others)",
+            "the learning rate jumps at update %d: from %.3g, where the run was, to %.3g by the present config "
+            "(its schedule, number of updates or rates differ)",
             update, old, new,
         )  # fmt: skip

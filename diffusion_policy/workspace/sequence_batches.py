@@ -1,12 +1,12 @@
-"""Sequences for policies with a memory: row r of a batch goes on where row r of the batch before ended.
+"""Sequences for policies with memory: row r of a batch continues where row r of the previous batch ended.
 
     row 0   episode 4 ......|episode 7 ....|episode 0 ..........|padding
     row 1   episode 2 ................|episode 5 .........|episode 1 ....
             |  batch 0  |  batch 1  |  batch 2  |  ...      `horizon` frames each
 
 Whole episodes are dealt to rows, the longest first and always to the shortest row, so rows end nearly together and
-every epoch has the same number of batches; an epoch shuffles the order of the episodes in each row. Each frame comes
-once an epoch. `first` is true where an episode starts, `valid` where there is a frame and no padding.
+every epoch has the same number of batches; each epoch shuffles the order of the episodes in each row. Each frame occurs
+once per epoch. `first` is true where an episode starts, `valid` where there is a frame and not padding.
 
 Legend of shapes: R rows, T frames of a chunk, N recorded steps.
 """
@@ -37,9 +37,9 @@ class Chunk(NamedTuple):
     """What one batch reads.
 
     Attributes:
-        steps: (R, T) recorded steps; where there is none any more, the row's last one.
+        steps: (R, T) recorded steps; beyond a row's end, its last one.
         first: (R, T) bool, where an episode starts.
-        valid: (R, T) bool, where `steps` is no padding.
+        valid: (R, T) bool, where `steps` is not padding.
     """
 
     steps: IndexArray
@@ -52,11 +52,11 @@ class SequenceOrder:
 
     Args:
         episodes: (start, exclusive end) of each.
-        rows: of a batch; never more than episodes.
+        rows: in a batch; never more than there are episodes.
         horizon: T.
-        seed: of the order; epoch e is shuffled by a generator of its own, derived from (seed, e).
+        seed: of the order; epoch e is shuffled by its own generator, derived from (seed, e).
         shuffle: False keeps the order of the episodes in each row.
-        max_batches: None, or how many batches an epoch has at most.
+        max_batches: most batches per epoch; None: no limit.
     """
 
     weights: Tensor | None = None
@@ -107,7 +107,7 @@ class SequenceOrder:
 
 
 def _dealt(episodes: Sequence[tuple[int, int]], rows: int) -> list[list[tuple[int, int]]]:
-    """Episodes by row, each row in their order."""
+    """Episodes by row, in order within each row."""
     dealt: list[list[tuple[int, int]]] = [[] for _ in range(rows)]
     lengths = np.zeros(rows, dtype=np.int64)
     for start, end in sorted(episodes, key=lambda episode: episode[0] - episode[1]):
@@ -118,7 +118,7 @@ def _dealt(episodes: Sequence[tuple[int, int]], rows: int) -> list[list[tuple[in
 
 
 def _stream(row: Sequence[tuple[int, int]], length: int) -> tuple[IndexArray, Mask, Mask]:
-    """(length,) steps of a row's episodes one after another, where episodes start, and what is no padding."""
+    """(length,) steps of a row's episodes in succession, where episodes start, and what is not padding."""
     steps = np.concatenate([np.arange(start, end) for start, end in row])[:length]
     starts = np.cumsum([0, *(end - start for start, end in row[:-1])])
     first = np.zeros(length, dtype=bool)
@@ -146,7 +146,7 @@ class SequenceBatches:
     """Chunks on the training device; `Batch.indices` are the recorded steps that count.
 
     Args:
-        read: see `_Chunks`; of a dataset, or of steps that are kept in memory.
+        read: see `_Chunks`; from a dataset, or from steps kept in memory.
         settings: of the loader.
         order: of the chunks.
         device: where batches are needed.

@@ -1,7 +1,7 @@
-"""Evaluation during training of policies with a memory: held-out episodes from their first frame to their last.
+"""Evaluation during training of policies with memory: held-out episodes from their first frame to their last.
 
-Names without suffix are metrics of the deployed weights (the average, where there is one); `_majority` and `_previous`
-are those of two policies that see nothing: the most frequent training action, and the recorded action before.
+Names without suffix are metrics of the deployed weights (the average, if there is one); `_majority` and `_previous`
+belong to two blind policies: the most frequent training action, and the previous recorded action.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Run:
 
     Attributes:
         losses: mean of -log p by factor of the action.
-        accuracy: share of the classes that are right, by factor.
+        accuracy: share of correct classes, by factor.
         steps: (N,) recorded steps, in the order in which they were seen.
         predicted: (N, Da) the most probable actions.
     """
@@ -57,7 +57,7 @@ class Run:
 
 
 def run_through(policy: PolicyModule, batches: Batches, max_batches: int | None = None) -> Run:
-    """Let a policy see the first epoch of `batches` (the first `max_batches`), with a memory of its own."""
+    """Run a policy over the first epoch of `batches` (at most `max_batches`), with a fresh memory."""
     model, memory = recurrent(policy), recurrent(policy).initial_memory(batches.order.batch_size)
     losses: dict[str, list[torch.Tensor]] = {}
     right: dict[str, list[torch.Tensor]] = {}
@@ -139,7 +139,7 @@ class SequenceEvaluator(ScheduledEvaluator):
 
 
 def _line(metrics: Mapping[str, float]) -> str:
-    """Held-out metrics for people, each with those of the two policies that see nothing."""
+    """Held-out metrics for people, each with those of the two blind policies."""
     parts = [f"{name} {metrics[f'val_{name}']:.3f} (majority {metrics.get(f'val_{name}_majority', math.nan):.3f}, "
              f"previous {metrics.get(f'val_{name}_previous', math.nan):.3f})"
              for name in _SHOWN if f"val_{name}" in metrics]  # fmt: skip

@@ -1,6 +1,6 @@
-"""The loss of policies with a memory: behavior cloning over sequences, and the pull towards the pretrained policy.
+"""The loss of policies with memory: behavior cloning over sequences, and a pull toward the pretrained policy.
 
-Gradients run through a chunk and end where it begins: the memory that was carried there is detached (truncated
+Gradients flow through a chunk and stop at its beginning: the memory carried into it is detached (truncated
 backpropagation through time). The memory is part of the run's state.
 
 Legend of shapes: R rows, T frames, Da action width.
@@ -25,15 +25,15 @@ from diffusion_policy.workspace.processes import find_device
 
 
 class SequenceLoss(nn.Module):
-    """Mean over the frames that count of -log p of the recorded action, and of the KL divergence; as a module.
+    """Mean over the valid frames of -log p of the recorded action, plus the KL divergence; as a module.
 
-    With the interface of `BatchLoss`; random numbers are not taken.
+    It has the interface of `BatchLoss`, but uses no random numbers.
 
     Args:
         policy: the live policy.
-        cfg: of the run, whose `cloning` counts.
+        cfg: of the run; its section `cloning` is used.
         rows: R.
-        reference: the pretrained policy, frozen; None: no pull towards it.
+        reference: the pretrained policy, frozen; None: no pull toward it.
 
     Attributes:
         memory: of the policy and of the reference after the last chunk, detached.
@@ -62,20 +62,20 @@ class SequenceLoss(nn.Module):
         self._null, _ = self._recurrent.classes_of(nothing, starts, self._recurrent.initial_memory(1))
 
     def at_update(self, global_step: int) -> None:
-        """The next update is the one after so many: the KL's weight decays with them."""
+        """Set the number of updates made, with which the KL's weight decays."""
         self._pull = self._kl_weight * self._kl_decay**global_step
 
     def restore(self, memory: Mapping[str, PolicyMemory]) -> None:
-        """Go on with the memory of a run that was saved.
+        """Continue with the memory of a saved run.
 
         Raises:
-            TrainingError: it is that of other batches, or of another policy.
+            TrainingError: it belongs to other batches, or to another policy.
         """
         found, own = ({of: {n: tuple(t.shape) for n, t in part.items()} for of, part in m.items()}
                       for m in (memory, self.memory))  # fmt: skip
         if found != own:
             raise TrainingError(
-                "the memory in the checkpoint is not that of this run's rows (dataloader.batch_size, policy, "
+                "the memory in the checkpoint does not match this run's rows (dataloader.batch_size, policy, "
                 "cloning.kl.weight); resume with the settings of the run"
             )
         device = self.policy.device
@@ -84,7 +84,7 @@ class SequenceLoss(nn.Module):
     def forward(
         self, data: Mapping[str, Any], sampled: Mapping[str, Tensor], hidden: Tensor, low_dim: Tensor | None = None
     ) -> Tensor:
-        """The loss of the next chunk, a scalar; the memory moves on."""
+        """The loss of the next chunk, a scalar; advances the memory."""
         policy, first, valid = self._recurrent, data["first"], data["valid"]
         found, memory = policy.log_probabilities(data["obs"], first, self.memory["policy"])
         classes, memory = policy.classes_of(data["action"], first, memory)
@@ -107,49 +107,49 @@ class SequenceLoss(nn.Module):
 
 
 def recurrent(policy: PolicyModule) -> RecurrentPolicy:
-    """The same policy, as one with a memory."""
+    """The same policy, typed as one with memory."""
     if not isinstance(policy, RecurrentPolicy):
-        raise TrainingError(f"{type(policy).__name__} has no memory; sequences train a policy that has one")
+        raise TrainingError(f"{type(policy).__name__} has no memory; sequences can only train a policy with memory")
     return policy
 
 
 def _refuse_windows_settings(cfg: DictConfig) -> None:
-    """Refuse settings that only policies of windows know, rather than pass over them."""
+    """Refuse settings that apply only to policies trained on windows, instead of ignoring them."""
     loss, dropout = cfg.loss, cfg.observation_dropout
     if (loss.gripper_weight, loss.event_weight) != (1.0, 1.0):
-        raise TrainingError("loss weighs a gripper, and this policy's action has none; set loss=plain")
+        raise TrainingError("loss weights a gripper, but this policy's action has none; set loss=plain")
     if dropout.gripper or OmegaConf.select(dropout, "low_dim"):
-        raise TrainingError("observation_dropout hides states, and this policy sees frames only; set it to none")
+        raise TrainingError("observation_dropout hides states, but this policy sees only frames; set it to none")
 
 
 def detached(memory: PolicyMemory) -> PolicyMemory:
-    """The same numbers, through which no gradient runs."""
+    """The same numbers, detached from gradients."""
     return {name: part.detach() for name, part in memory.items()}
 
 
 def reference_policy(cfg: DictConfig, built: PolicyModule, provenance: Mapping[str, Any]) -> PolicyModule:
-    """The pretrained policy as the run began with it, frozen: to it `cloning.kl` pulls.
+    """The pretrained policy that the run started from, frozen; `cloning.kl` pulls toward it.
 
     Args:
         cfg: of the run.
-        built: a copy of the policy as it was built, before weights were loaded; it becomes the reference.
-        provenance: of the run, which names the pretrained file by its hash.
+        built: a copy of the policy before weights were loaded; it becomes the reference.
+        provenance: of the run; identifies the pretrained file by its hash.
 
     Raises:
-        TrainingError: there is none, or it is another file than the run began with.
+        TrainingError: there is none, or it is not the file that the run started from.
         WorkspaceError: it does not open or fit.
     """
     path, begun = cfg.pretrained.path, provenance.get("pretrained")
     if begun is None or path is None:
         raise TrainingError(
-            f"cloning.kl.weight is {cfg.cloning.kl.weight}, but the run begins from scratch: there is no pretrained "
-            "policy to stay near; set pretrained.path, or cloning.kl.weight=0"
+            f"cloning.kl.weight is {cfg.cloning.kl.weight}, but the run starts from scratch: there is no "
+            "pretrained policy to stay near; set pretrained.path, or cloning.kl.weight=0"
         )
     file = local_copy(path)
     if not file.is_file() or file_sha256(file) != begun["sha256"]:
         raise TrainingError(
-            f"pretrained.path={path} is not the file that the run began with ({begun['name']}, SHA-256 "
-            f"{begun['sha256'][:12]}...), to which cloning.kl pulls; put that one back"
+            f"pretrained.path={path} is not the file that the run started from ({begun['name']}, SHA-256 "
+            f"{begun['sha256'][:12]}...), toward which cloning.kl pulls; put that one back"
         )
     load_pretrained(file, cfg, built, None)
     return built.to(find_device(cfg.training.device)).eval().requires_grad_(requires_grad=False)

@@ -83,10 +83,10 @@ def decide_start(cfg: DictConfig, folder: Path | None) -> Start:
 
 
 def own_start(resume: bool | str, folder: Path | None) -> Start | None:
-    """Where a run goes on: `training.resume`, or the run folder's own checkpoint; None for a new run.
+    """Where a run continues: `training.resume`, or the run folder's own checkpoint; None for a new run.
 
     Raises:
-        TrainingError: a checkpoint that is named does not exist.
+        TrainingError: a named checkpoint does not exist.
     """
     if isinstance(resume, str):
         path = _checkpoint_in(Path(resume))
@@ -106,7 +106,7 @@ def _checkpoint_in(path: Path) -> Path:
 def describe_ledger(ledger: Ledger) -> dict[str, int]:
     """Tensors and parameters of the live model that were inherited, grown and fresh, for log and metrics.
 
-    A grown tensor counts as one grown tensor; of its parameters the old slots are inherited, the new ones grown.
+    A grown tensor counts as one grown tensor; its old slots count as inherited parameters, its new ones as grown.
     """
     counts, parameters = ledger.counts("model"), ledger.parameters("model")
     return {

@@ -28,7 +28,7 @@ class RunSummary:
         checkpoint: the best one, or the latest if none was measured; None if none was saved.
         figures: of the best one.
         interrupted: the signal that ended the run, or None.
-        next_command: to go on with: evaluation, or the rest of an interrupted run; None without a checkpoint.
+        next_command: the next step: evaluation, or the rest of an interrupted run; None without a checkpoint.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class RunSummary:
         following = None
         if interrupted is not None:
             following = resume_command(folder)
-        elif checkpoint is not None and "cloning" in cfg:  # of a policy with a memory, which plays episodes
+        elif checkpoint is not None and "cloning" in cfg:  # a policy with memory, which plays episodes
             following = command("report", "--run", folder, "--out", folder / "report.html")
         elif checkpoint is not None:
             dataset = dataset_paths(cfg.task.dataset.zarr_path)[0]

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def set_compute_threads(requested: int | None, kept: int | None, since: CpuTimes) -> int:
-    """Set torch's compute threads and return how many they are.
+    """Set torch's number of compute threads and return it.
 
     Sums over several threads are grouped by thread, so their last bits depend on the number of threads. A resumed run
     keeps the number that it started with, so that it equals an uninterrupted one; a warning is logged if other
@@ -32,7 +32,7 @@ def set_compute_threads(requested: int | None, kept: int | None, since: CpuTimes
         if kept is not None:
             if count < kept:
                 logger.warning(
-                    "this run began with %d compute threads and goes on with them; now there are %s, so "
+                    "this run started with %d compute threads and keeps them; now there are %s, so "
                     "training.threads=%d may be faster (the last bits of sums then differ)",
                     kept, chosen.reason, count,
                 )  # fmt: skip

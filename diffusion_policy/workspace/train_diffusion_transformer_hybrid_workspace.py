@@ -313,11 +313,11 @@ class TrainDiffusionTransformerHybridWorkspace:
         raise TrainingError(
             f"update {metrics.result.global_step}: loss {metrics.loss}, gradient norm {metrics.norm}; its windows come "
             f"from episodes {episodes}{where}. The weights were not changed by it; look at these episodes, lower "
-            f"{rate_setting(self.cfg)}, or let training.max_skipped_updates of them pass"
+            f"{rate_setting(self.cfg)}, or allow such updates with training.max_skipped_updates"
         )
 
     def _rate(self, n_windows: int) -> float:
-        """Windows a second since the previous call."""
+        """Windows per second since the previous call."""
         now = time.monotonic()
         elapsed, self._last_rate_time = now - getattr(self, "_last_rate_time", now), now
         return n_windows / elapsed if elapsed > 0 else 0.0
@@ -333,7 +333,7 @@ class TrainDiffusionTransformerHybridWorkspace:
 
         Args:
             names: of the file.
-            metrics: what was measured of these weights, if anything was.
+            metrics: measurements of these weights, if any.
         """
         generators = self._processes.gather(generator_states())
         if not self._processes.writes:

@@ -1,4 +1,4 @@
-"""The name under which configs and checkpoints with the UNet know the workspace; there is one training loop."""
+"""The workspace's name in configs and checkpoints with the UNet; there is only one training loop."""
 
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace as TrainDiffusionUnetHybridWorkspace,

@@ -1,10 +1,10 @@
-"""Reinforcement learning of a VPT policy: plays, learns from what it played, and writes checkpoints and metrics.
+"""Reinforcement learning of a VPT policy: plays, learns from its play, and writes checkpoints and metrics.
 
     open the pretrained policy -> make environments -> iterations of (collect, learn, measure) -> summary
 
 A checkpoint is written at the end of an iteration, with everything that evolves: weights, optimizer, statistics of
-returns, memory, generators, and of each environment its episode and the actions since its start, which are played again
-when the run is resumed. So a killed and resumed run equals an uninterrupted one, to the bit.
+returns, memory, generators, and each environment's episode with its actions so far, which are replayed when the run is
+resumed. So a killed and resumed run is bit-identical to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ SHOWN = ("success_share", "episode_return", "kl_to_pretrained", "clip_share", "e
 
 @dataclass
 class PPORunState(RunState):
-    """As `RunState`, and what reinforcement learning goes on with.
+    """A `RunState` plus the state of reinforcement learning.
 
     Attributes:
         ppo: the environments and memories, the order of chunks, the last episodes, and the frames played.
@@ -178,7 +178,7 @@ class TrainVPTPPOWorkspace:
         self, pretrained: PretrainedVPT, simulator: Simulator, resumed: Checkpoint | None, device: torch.device,
         stack: ExitStack,
     ) -> None:  # fmt: skip
-        """Build the policy, the frozen one, the environments, and what learns."""
+        """Build the policy, its frozen reference, the environments and the learner."""
         cfg, settings, seed = self.cfg, self._settings, int(self.cfg.training.seed)
         self._policy = copy.deepcopy(pretrained.policy) if resumed is None else vpt_policy(resumed, "model")
         policy = self._policy.to(device).train()
@@ -208,8 +208,9 @@ class TrainVPTPPOWorkspace:
     def _restore(self, checkpoint: Checkpoint, state: PPORunState) -> None:
         if len(state.ppo["collector"]["games"]) != self._settings.environments:
             raise TrainingError(
-                f"{checkpoint.path} goes on with {len(state.ppo['collector']['games'])} environments; ppo.environments "
-                f"is {self._settings.environments}. Resume with as many, or start a new run from it: "
+                f"{checkpoint.path} continues with {len(state.ppo['collector']['games'])} environments; "
+                f"ppo.environments is {self._settings.environments}. Resume with the same number, or start a new run "
+                "from it: "
                 f"pretrained.path={checkpoint.path}"
             )
         self.progress = state.progress
@@ -228,7 +229,7 @@ class TrainVPTPPOWorkspace:
     # ---- iterations ----
 
     def _iterate(self) -> None:
-        """Play, learn, measure, and save where it is due."""
+        """Play, learn, measure, and save when due."""
         settings, progress, training = self._settings, self.progress, self.cfg.training
         began = time.monotonic()
         rollout = self._collector.collect(settings.frames, settings.chunk_frames)
@@ -288,12 +289,12 @@ def _state_of(checkpoint: Checkpoint) -> PPORunState:
     """The state of the run that wrote a checkpoint.
 
     Raises:
-        TrainingError: another kind of run did.
+        TrainingError: another kind of run wrote it.
     """
     if not (checkpoint.run_state or {}).get("ppo"):
         raise TrainingError(
-            f"{checkpoint.path} is not of a run of reinforcement learning, so there is none to go on with; start from "
-            f"it: pretrained.path={checkpoint.path} in a new folder"
+            f"{checkpoint.path} is not from a reinforcement learning run, so there is nothing to continue; start "
+            f"from it: pretrained.path={checkpoint.path} in a new folder"
         )
     state = PPORunState.from_plain(checkpoint.run_state or {}, str(checkpoint.path))
     assert isinstance(state, PPORunState)

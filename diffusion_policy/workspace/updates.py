@@ -45,7 +45,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def max_gradient_norm(settings: DictConfig) -> float | None:
-    """`training.max_gradient_norm`, to which longer gradients are scaled; None: they are taken as they are.
+    """`training.max_gradient_norm`, to which longer gradients are scaled; None: no scaling.
 
     Raises:
         TrainingError: it is not positive.
@@ -62,7 +62,7 @@ class StepResult:
 
     Attributes:
         global_step: updates made, this one included.
-        loss: mean over this process's share of the windows, times that share; sums to the mean over processes.
+        loss: mean over this process's share of the windows, times that share; summed over processes it is the mean.
         norm: norm of the gradients; not finite if nothing was updated.
         windows: indices of the windows of this update, over all processes.
         lr: learning rate of the first parameter group.
@@ -80,7 +80,7 @@ class Updates:
 
     Args:
         loss: loss of the live policy.
-        optimizer, schedule, stages: of its parameters.
+        optimizer, schedule, stages: for its parameters.
         ema: updates the averaged copy; None without one.
         noise_sampler: draws the random numbers of the loss.
         settings: `training` of the config.
@@ -124,7 +124,7 @@ class Updates:
         """Drop the reference to the DDP module, before the process group is destroyed.
 
         Dropping the last reference to gloo's process group waits for its threads. Python's own clean-up at exit would
-        do so while it holds the interpreter's lock, which these threads may need.
+        do so while holding the interpreter's lock, which these threads may need.
         """
         if self._loss is not self._plain_loss:
             self._loss = self._plain_loss

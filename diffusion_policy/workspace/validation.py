@@ -1,8 +1,8 @@
 """Metrics on held-out episodes during training.
 
-`val_loss` uses the same noise and diffusion times for every window at every epoch and in every run, so its changes are
-those of the weights. The sampled figures run the deployed sampler at every recorded step where the robot would ask for
-a new chunk.
+`val_loss` uses the same noise and diffusion times for every window at every epoch and in every run, so it changes only
+with the weights. The sampled figures run the deployed sampler at every recorded step where the robot would request a
+new chunk.
 
 Legend: W windows, N steps, T horizon, Ta executed steps, Da action width.
 """
@@ -34,20 +34,20 @@ from diffusion_policy.workspace.processes import Processes
 from diffusion_policy.workspace.sampler_settings import SamplerSettings
 
 Policy = PolicyModule
-# Metrics by the names of the errors that they are.
+# Metrics by the names of their errors.
 MOTION_ERRORS = {
     "position_mm": "val_position_error_mm",
     "rotation_deg": "val_rotation_error_deg",
     **{name: f"val_joint_error_{unit}" for unit, name in JOINT_ERRORS.items()},
     "joint": "val_joint_error",
 }
-# Never that of a run: validation losses of runs with different seeds are comparable.
+# Not the run's seed, so that validation losses of runs with different seeds are comparable.
 VALIDATION_SEED = 0
 
 
 @contextlib.contextmanager
 def evaluating(policy: Policy) -> Iterator[None]:
-    """The policy in eval mode, without gradients; as before afterwards."""
+    """The policy in eval mode, without gradients; restored afterwards."""
     training = policy.training
     policy.eval()
     try:
@@ -70,7 +70,7 @@ class FixedNoise:
         self.sampled = policy.draw(n_windows, generator)
 
     def of(self, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """The numbers of these windows."""
+        """The random numbers of these windows."""
         return {name: numbers[rows].to(device) for name, numbers in self.sampled.items()}
 
 
@@ -99,8 +99,8 @@ class EpisodePrediction:
         predicted: (N, Da) commands, chunk after chunk as the robot executes them.
         recorded: (N, Da).
         chunks: (C, Ta, Da) the predicted chunks.
-        targets: (C, Ta, Da) what was recorded there.
-        inside: (C, Ta) which of them lie inside the episode.
+        targets: (C, Ta, Da) the recorded actions there.
+        inside: (C, Ta) which of them are inside the episode.
         step_seconds: between two steps, None without a clock.
     """
 
@@ -120,7 +120,7 @@ class EpisodePrediction:
 
 @contextlib.contextmanager
 def deployed_sampler(policy: Policy, settings: SamplerSettings) -> Iterator[None]:
-    """The policy with the sampler that serving uses; as before afterwards."""
+    """The policy with the sampler that serving uses; restored afterwards."""
     if not isinstance(policy, DenoisingPolicy):
         yield
         return
@@ -135,7 +135,7 @@ def deployed_sampler(policy: Policy, settings: SamplerSettings) -> Iterator[None
 def predict_episodes(
     recorded: RecordedEpisodes, episodes: list[int], settings: SamplerSettings
 ) -> list[EpisodePrediction]:
-    """Run its policy over recorded episodes, one chunk every Ta steps, with noise that is fixed per step."""
+    """Run a policy over recorded episodes, one chunk every Ta steps, with noise that is fixed per step."""
     predictions, policy = [], recorded.policy
     with evaluating(policy), deployed_sampler(policy, settings):
         sampling = Sampling(settings.scheduler, settings.steps, VALIDATION_SEED)
@@ -158,10 +158,10 @@ def predict_episodes(
 
 
 def motion_errors(predictions: list[EpisodePrediction], layout: ActionLayout | None) -> dict[str, float]:
-    """Mean error of position (mm), rotation (degrees, geodesic) and joints, over all and by step of the chunk.
+    """Mean error of position (mm), rotation (degrees, geodesic) and joints, overall and per step of the chunk.
 
-    What is not defined is left out: poses of a layout of joints, and everything without an episode, or where the policy
-    predicts NaN. Of several arms the mean.
+    Undefined values are left out: poses in a layout of joints, and everything if there is no episode or the policy
+    predicts NaN. With several arms it is the mean.
     """
     if layout is None or not layout.motion_columns or not predictions or not all(p.finite for p in predictions):
         return {}
@@ -181,10 +181,10 @@ def gripper_scores(
 ) -> dict[str, float]:
     """Events found and missed, how early or late, and how many frames are right; empty without a gripper command.
 
-    Of several grippers together.
+    Several grippers are scored together.
 
-    What is not defined is left out: F1 and recall where no event is recorded, precision where none is predicted, their
-    intervals, and everything where the policy predicts NaN. `val_gripper_tolerance_s` is what F1 is measured within.
+    Undefined values are left out: F1 and recall if no event is recorded, precision if none is predicted, their
+    intervals, and everything if the policy predicts NaN. `val_gripper_tolerance_s` is the tolerance of F1.
     """
     if layout is None or not layout.has_gripper or not predictions or not all(p.finite for p in predictions):
         return {}
@@ -227,14 +227,14 @@ def gripper_scores(
 def undefined_scores(predictions: list[EpisodePrediction], layout: ActionLayout | None) -> str | None:
     """A sentence about what these held-out episodes cannot measure; None if they can measure everything."""
     if not all(p.finite for p in predictions):
-        return "the policy predicts NaN or infinity in held-out episodes: its errors and its gripper F1 are not defined"
+        return "the policy predicts NaN or infinity in held-out episodes: its errors and its gripper F1 are undefined"
     if layout is None or not layout.has_gripper:
         return None
     if any(gripper_events(gripper) for p in predictions for gripper in layout.grippers(p.recorded).T):
         return None
     return (
-        f"no gripper event is recorded in the {len(predictions)} held-out episodes that are measured: gripper F1 and "
-        "recall are not defined, and choose no checkpoint; hold out episodes that grasp (task.dataset.seed, "
+        f"no gripper event is recorded in the {len(predictions)} held-out episodes that are measured: gripper F1 "
+        "and recall are undefined, and choose no checkpoint; hold out episodes that grasp (task.dataset.seed, "
         "task.dataset.val_ratio, sampler.max_episodes)"
     )
 
@@ -242,8 +242,8 @@ def undefined_scores(predictions: list[EpisodePrediction], layout: ActionLayout 
 def count_active_features(policy: Policy, obs: Mapping[str, Tensor]) -> int | None:
     """How many of a camera's 64 features change at all between observations (B, To, ...); None without a camera.
 
-    Of several cameras, that of which the fewest do. Features are those after the ReLU, of the first observed step. If
-    none changes, the policy sees nothing: units that are at zero for every image get no gradient and stay there.
+    With several cameras, the one with the fewest counts. Features are taken after the ReLU, at the first observed step.
+    If none changes, the policy sees nothing: units that are zero for every image get no gradient and stay at zero.
     """
     with evaluating(policy):
         found = policy.camera_features(obs, torch.Generator(policy.device).manual_seed(VALIDATION_SEED))
@@ -255,8 +255,8 @@ def inactive_features_warning(metrics: Mapping[str, float]) -> str | None:
     if metrics.get("val_image_features", 1) > 0:
         return None
     return (
-        "the policy sees nothing: none of its image features changes between held-out frames, and training cannot "
-        "bring them back; begin again with learning_rates.obs_encoder=0.1, or a lower learning rate"
+        "the policy sees nothing: none of its image features changes between held-out frames, and training "
+        "cannot revive them; start again with learning_rates.obs_encoder=0.1, or a lower learning rate"
     )
 
 

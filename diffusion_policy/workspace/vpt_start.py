@@ -24,8 +24,8 @@ class PretrainedVPT:
     Attributes:
         policy: on the CPU.
         options: section ``policy`` of the config that builds the policy.
-        account: what was loaded, in a line.
-        provenance: name, hash and hub of the file, and which of its weights were taken.
+        account: what was loaded, in one line.
+        provenance: name, hash and hub of the file, and which of its weights were used.
     """
 
     policy: VPTImagePolicy
@@ -35,14 +35,14 @@ class PretrainedVPT:
 
 
 def open_pretrained(settings: DictConfig, before: dict[str, Any] | None = None) -> PretrainedVPT:
-    """The policy that ``pretrained`` of a config names.
+    """The policy named by a config's ``pretrained``.
 
     Args:
         settings: ``pretrained`` of the config.
-        before: provenance of the run that is resumed, which must have begun with the same file; None: a new run.
+        before: provenance of the resumed run, which must have started from the same file; None: a new run.
 
     Raises:
-        TrainingError: it names none, none is there, it is another policy or another file than before.
+        TrainingError: it names no file, the file is missing, or it is another policy or another file than before.
         WorkspaceError: the file cannot be read.
     """
     if settings.path is None:
@@ -60,8 +60,8 @@ def open_pretrained(settings: DictConfig, before: dict[str, Any] | None = None) 
     known = (before or {}).get(PRETRAINED, found)
     if before is not None and known["sha256"] != found["sha256"]:
         raise TrainingError(
-            f"{path} is not the file that this run began with ({known['name']}, sha256 {known['sha256'][:12]}), from "
-            "which it is kept near; name that one, or start a new run from the run's own checkpoint"
+            f"{path} is not the file that this run started from ({known['name']}, sha256 {known['sha256'][:12]}) "
+            "and is kept near; name that one, or start a new run from the run's own checkpoint"
         )
     count, numbers = len(policy.state_dict()), sum(parameter.numel() for parameter in policy.parameters())
     account = f"{checkpoint.where}: {which}, {count} tensors ({numbers:,} numbers), missing 0, left over 0"
@@ -76,7 +76,7 @@ def vpt_policy(checkpoint: Checkpoint, which: str) -> VPTImagePolicy:
     """The VPT policy of a checkpoint.
 
     Raises:
-        TrainingError: it is another policy's.
+        TrainingError: it belongs to another policy.
         WorkspaceError: it holds no such weights, or they do not fit.
     """
     policy = load_policy(checkpoint, which)

@@ -42,7 +42,7 @@ class Initialization:
 
     Attributes:
         start: the decision where to start.
-        ledger: of the weights loaded from a pretrained checkpoint, also after a resume; None from scratch.
+        ledger: of the weights loaded from a pretrained checkpoint, also after resuming; None from scratch.
         run_state: state of the resumed run; None for a new run.
         provenance: entries for every checkpoint of this run.
     """
@@ -56,7 +56,7 @@ class Initialization:
     def figures(self) -> dict[str, Any]:
         """Entries of the first line of metrics: start, and counts of inherited, grown and fresh tensors.
 
-        With the address of a checkpoint from a hub, and the commit in it.
+        Includes the address of a checkpoint from a hub, with its commit.
         """
         counts = {} if self.ledger is None else describe_ledger(self.ledger)
         address = address_of(self.start.path or "")
@@ -79,8 +79,8 @@ def initialize(cfg: DictConfig, folder: Path, model: Policy, ema_model: Policy |
     """Decide where to start and load weights and normalizer into both models.
 
     Raises:
-        TrainingError, AdaptError, CheckpointError, SpecError: a requested checkpoint does not exist, does not fit, or
-            its actions have another meaning than those of the dataset.
+        TrainingError, AdaptError, CheckpointError, SpecError: a requested checkpoint does not exist or does not fit, or
+            its actions and the dataset's differ in meaning.
     """
     start = decide_start(cfg, folder)
     logger.info("start: %s%s (%s)", start.origin, f" {start.path}" if start.path else "", start.reason)
@@ -144,14 +144,14 @@ def _resume(
 
 
 def _check_addresses(checkpoint: Checkpoint, data: Data) -> None:
-    """Refuse to go on with another commit of a dataset from a hub than the run has read."""
+    """Refuse to continue with a different commit of a hub dataset than the run has read."""
     before = list((checkpoint.provenance or {}).get("dataset_addresses", data.dataset.addresses))
     now = list(data.dataset.addresses)
     if now and before != now:
         wanted = f"[{','.join(before)}]" if len(before) > 1 else "".join(before)
         raise TrainingError(
-            f"{checkpoint.path}: the run has read {', '.join(before)}; the config now names {', '.join(now)}. Resume "
-            f"with what it has read (task.dataset_path='{wanted}'), or start a new run: "
+            f"{checkpoint.path}: the run has read {', '.join(before)}; the config now names {', '.join(now)}. "
+            f"Resume with what it has read (task.dataset_path='{wanted}'), or start a new run: "
             f"pretrained.path={checkpoint.path}"
         )
 

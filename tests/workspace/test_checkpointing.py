@@ -164,8 +164,8 @@ def test_figures_of_another_measure_are_not_compared(tmp_path, before, caplog):
     first = folder(tmp_path, measured_with=before)
     save(first, 1, 0.5, global_step=10, f1=0.9)
     again = folder(tmp_path, first.state(), resumed_at=10)
-    assert "chosen by figures that were measured otherwise" in caplog.text
-    assert ("(steps: 10 -> 8)" if before else "(by a program that does not say how)") in caplog.text
+    assert "chosen by figures that were measured differently" in caplog.text
+    assert ("(steps: 10 -> 8)" if before else "(by a program that does not record how)") in caplog.text
     assert (tmp_path / "best_until_update_10.ckpt").is_file(), "what was best is kept"
     assert "best.ckpt" in save(again, 2, 0.5, global_step=20, f1=0.4).keep
 

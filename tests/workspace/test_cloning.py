@@ -295,7 +295,7 @@ def test_frames_in_memory_make_the_same_run(dataset: Path, pretrained: Path, str
 
 def test_other_rows_are_not_resumed_within_an_epoch(dataset: Path, straight: Path, tmp_path: Path) -> None:
     overrides = (f"training.resume={straight}", "dataloader.batch_size=3", "training.num_epochs=3")
-    with pytest.raises(TrainingError, match=r"memory in the checkpoint is not that of this run's rows"):
+    with pytest.raises(TrainingError, match=r"memory in the checkpoint does not match this run's rows"):
         train(dataset, tmp_path, *overrides)
 
 
@@ -422,10 +422,10 @@ def test_the_head_of_minedojo_is_fresh_beside_inherited_weights_and_measured_ali
     [
         (("task.image_shape=[3,128,128]",), r"convert with --resolution 128 128"),
         (("task=cogact_robot_8d", "task.dataset_path={data}"), r"VPT's is .*take task=minecraft"),
-        (("cloning.kl.weight=1",), r"begins from scratch: there is no pretrained policy to stay near"),
+        (("cloning.kl.weight=1",), r"starts from scratch: there is no pretrained policy to stay near"),
         (("cloning.kl.decay=2",), r"cloning\.kl\.decay 2\.0; expected at least 0"),
         (("training.max_gradient_norm=0",), r"max_gradient_norm is 0; expected above 0"),
-        (("loss=gripper_events",), r"weighs a gripper.*loss=plain"),
+        (("loss=gripper_events",), r"weights a gripper.*loss=plain"),
         (("observation_dropout=gripper",), r"observation_dropout hides states"),
         (("pretrained.path={weights}", "policy.hidsize=32"), r"policy\.hidsize 16 \(here 32\)"),
         (("+task.dataset.weights={others: 1}",), r"sequences are read once each"),
@@ -451,6 +451,6 @@ def test_a_reference_that_was_replaced_is_refused(
         f"training.resume={straight}",
         "training.num_epochs=3",
     )
-    with pytest.raises(TrainingError, match=r"is not the file that the run began with \(tiny\.weights"):
+    with pytest.raises(TrainingError, match=r"is not the file that the run started from \(tiny\.weights"):
         train(dataset, tmp_path / "run", *overrides)
     assert OmegaConf.select(vpt_factory.settings(dataset), "optimizer.weight_decay") == 0.039428

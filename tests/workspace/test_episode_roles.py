@@ -126,13 +126,13 @@ def test_nothing_left_to_hold_out_is_reported(first, tmp_path, caplog):
     data = opened(write(tmp_path / "set.zarr", seeds), history(split, "pretrained"))
     assert "had been trained on all of these episodes" in caplog.text
     assert len(parts(data, seeds)[1]) > 0
-    assert set(data.split.statuses([data.identities])) == {"trained"}, "errors on them are no held-out errors"
+    assert set(data.split.statuses([data.identities])) == {"trained"}, "errors on them are not held-out errors"
 
 
 def test_training_on_what_was_held_out_is_reported(first, tmp_path, caplog):
     _, split = first
     data = opened(write(tmp_path / "set.zarr", SEEDS), history(split), "task.dataset.val_ratio=0")
-    assert "2 episodes that first.ckpt held out are trained on from here" in caplog.text
+    assert "2 episodes that first.ckpt held out are trained on from now on" in caplog.text
     assert set(data.split.statuses([data.identities])) == {"trained"}
     assert data.split.held_out == ()
 

@@ -65,7 +65,7 @@ def test_groups_split_by_role_with_their_own_learning_rates(net: Net, ledger: Le
         ("inherited", 1, 0.1, None), ("grown", 1, 0.1, 1e-3), ("fresh", 1, 0.1, 1e-2), ("inherited", 1, 0.0, None),
     ]  # fmt: skip
     torch.optim.AdamW(split, lr=1e-4)
-    with pytest.raises(AdaptError, match=r"\['new'\] are no kinds of parameters"):
+    with pytest.raises(AdaptError, match=r"\['new'\] are not kinds of parameters"):
         split_groups(groups, net, roles, {"new": 1.0})
 
 
@@ -120,7 +120,7 @@ def test_stages_freeze_and_release(net: Net, ledger: Ledger) -> None:
     ("entries", "message"),
     [
         ([{"learn": "all"}], "expected steps and learn"),
-        ([{"learn": ["new"]}], r"training stage 0: \['new'\] are no kinds"),
+        ([{"learn": ["new"]}], r"training stage 0: \['new'\] are not kinds"),
         ([{"learn": ["fresh"], "step": 3}], "expected steps and learn"),
         ([{"learn": ["fresh"]}, {"learn": ["grown"]}], "steps is None; all but the last need"),
         ([{"learn": ["fresh"], "steps": 5}], "steps is 5; all but the last"),

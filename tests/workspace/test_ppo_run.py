@@ -171,9 +171,9 @@ def test_a_game_that_is_not_installed_is_one_sentence(pretrained: Path, tmp_path
 def test_a_run_is_not_resumed_near_another_policy_or_with_other_environments(pretrained: Path, tmp_path: Path) -> None:
     run(config(pretrained, "training.iterations=1"), tmp_path / "run")
     other = write_policy(tmp_path / "other.ckpt", cue_policy(seed=1))
-    with pytest.raises(WorkspaceError, match=r"other.ckpt is not the file that this run began with \(cloned.ckpt"):
+    with pytest.raises(WorkspaceError, match=r"other.ckpt is not the file that this run started from \(cloned.ckpt"):
         run(config(other), tmp_path / "run")
     with pytest.raises(WorkspaceError, match=r"goes on with 3 environments; ppo.environments is 2"):
         run(config(pretrained, "ppo.environments=2"), tmp_path / "run")
-    with pytest.raises(WorkspaceError, match="is not of a run of reinforcement learning"):
+    with pytest.raises(WorkspaceError, match="is not from a reinforcement learning run"):
         run(config(pretrained, f"training.resume={pretrained}"), tmp_path / "new")

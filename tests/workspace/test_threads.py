@@ -42,7 +42,7 @@ def test_a_resumed_run_keeps_its_number_and_says_where_another_would_be_faster(s
     assert settle(4, kept=2) == 2
     assert caplog.text == ""
     assert settle(1, kept=2) == 2
-    assert "this run began with 2 compute threads and goes on with them" in caplog.text
+    assert "this run started with 2 compute threads and keeps them" in caplog.text
     assert "training.threads=1 may be faster" in caplog.text
     assert settle(2, kept=16) == 4
 

@@ -252,7 +252,7 @@ REFUSALS = {
     "no such device": (["training.device=cuda:7"], TrainingError, "training.device=cuda:7"),
     "no such kind": (["training.device=gpu"], TrainingError, "no such kind of device"),
     "normalizer": (["normalizer=keep"], TrainingError, "expected inherit or refit"),
-    "snapshot": (["checkpoint.save_last_snapshot=True"], TrainingError, "latest.ckpt holds all of the run"),
+    "snapshot": (["checkpoint.save_last_snapshot=True"], TrainingError, "latest.ckpt holds the complete run"),
     "schedule": (["training.lr_scheduler=cosinus"], TrainingError, "training.lr_scheduler"),
     "precision": (["training.precision=fp16"], TrainingError, "expected one of auto, bf16, float32"),
     "cache": (["training.cache=disk"], TrainingError, "expected one of none, memory, device"),
@@ -281,7 +281,7 @@ REFUSALS = {
     "loss weights of an inpainted sample": (
         ["loss=gripper_events", "obs_as_cond=False", "policy.n_obs_steps=2"],
         TrainingError,
-        "loss weights need a policy that denoises actions alone",
+        "loss weights need a policy that denoises only actions",
     ),
     "dataset option": (["+task.dataset.val_rato=0.1"], TrainingError, "task.dataset cannot be built"),
 }
