@@ -1,4 +1,4 @@
-"""What of another program's file a policy of this project can take over, and with which command; or why it cannot."""
+"""What a policy of this project can take over from another program's file, and with which command; or why not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EncoderReport:
     """One image encoder of a file.
 
     Attributes:
-        name: what its names begin with.
+        name: prefix of its tensor names.
         what: network, norm, channels and naming.
         reason: why no policy here can take it over; "" if one can.
         command: the command that plans it; "" if none can.
@@ -47,7 +47,7 @@ class EncoderReport:
 
 @dataclass(frozen=True)
 class CarryOver:
-    """What a file holds, and what of it can be taken over.
+    """What a file holds, and what can be taken over from it.
 
     Attributes:
         container: the program that wrote the file, in words.
@@ -73,12 +73,12 @@ class CarryOver:
         facts = [("written by", self.container), ("weights", self.weights)]
         facts.extend((f"encoder {encoder.name}", encoder.describe()) for encoder in self.encoders)
         if not self.encoders:
-            facts.append(("encoder", "none that is known, so nothing can be taken over by the rules image_encoder"))
+            facts.append(("encoder", "none that is known, so the rules image_encoder can take nothing over"))
         return [*facts, ("statistics", self.statistics)] if self.statistics else facts
 
 
 def carry_over(file: TensorFile, statistics: PolicyStatistics) -> CarryOver:
-    """What of a file can be taken over; only names and shapes are looked at."""
+    """What can be taken over from a file, judged by names and shapes only."""
     weights = weights_of(file)
     shapes = {name: file.tensors[path].shape for name, path in weights.live.items()}
     encoders = image_encoders(shapes)
@@ -124,4 +124,4 @@ def _statistics(statistics: PolicyStatistics) -> str:
     if not statistics.features:
         return ""
     prefixes = ", ".join(f"{PREFIX}{feature}.*" for feature in statistics.features)
-    return f"{prefixes}, from {statistics.origin}: to be copied by a rule that says whose they become"
+    return f"{prefixes}, from {statistics.origin}: to be copied by a rule that says what they belong to"

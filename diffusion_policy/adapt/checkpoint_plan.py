@@ -25,7 +25,7 @@ WEIGHTS = ("model", "ema_model")
 OPTIMIZER_RULE = "drop optimizer (a new run starts with a new optimizer: the old moments belong to other tensors)"
 COUNTERS = "counters (a new run starts at step 0)"
 RUN_RULE = "drop run state (a new run draws its own random numbers)"
-OTHERS_RULE = "drop what is no weights (optimizer, counters, settings and their like are of another program)"
+OTHERS_RULE = "drop what is not weights (optimizer, counters, settings and the like belong to another program)"
 # The pickled entries of a checkpoint that starts a new run.
 NEW_RUN: Mapping[str, Any] = {"_output_dir": None, "global_step": 0, "epoch": 0}
 

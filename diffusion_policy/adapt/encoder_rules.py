@@ -1,7 +1,7 @@
 """Turns `encoder` rules into copies: the trunk of another policy's image encoder, part by part, into the one here.
 
-Which of the source's encoders is meant follows from the rule's `from`, by a camera of the same name, or by there being
-only one; anything else is refused with the rules to choose from.
+The source's encoder is determined by the rule's `from`, by a camera of the same name, or because there is only one;
+anything else is refused, listing the rules to choose from.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Checkpoints of other programs as sources of an adaptation: their weights by name, all else to be dropped.
+"""Checkpoints of other programs as sources of an adaptation: their weights by name, everything else to be dropped.
 
     LeRobot's folder, a workspace of diffusion_policy or UMI, Lightning's .ckpt, a .pth of any nesting
         --> Checkpoint without a config: state_dicts {"model", "ema_model"}, others
 
-What is made of one has the target's config, so training takes it (`pretrained.path`). Its policy belongs to code that
-is not here, so it is not run, and nothing is proven of it.
+The result has the target's config, so training accepts it (`pretrained.path`). The source's policy belongs to other
+code, so it is not run, and nothing is proven about it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from diffusion_policy.policy.registry import POLICY_TARGETS
 from diffusion_policy.tensor_file import TensorFile
 
 MAX_TEXT = 400
-NOT_RUN = "the source's policy is of another program and was not run: nothing is proven of what the new one computes"
+NOT_RUN = (
+    "the source's policy belongs to another program and was not run: nothing is proven about what the new one computes"
+)
 
 
 def is_checkpoint(file: TensorFile) -> bool:
@@ -37,7 +39,7 @@ def is_checkpoint(file: TensorFile) -> bool:
 
 
 def policy_target(file: TensorFile) -> str | None:
-    """The class of the policy that a workspace's config names; None if it names none."""
+    """The policy class that a workspace's config names; None if it names none."""
     node: Any = file.tree
     for key in ("cfg", "policy", "_target_"):
         node = node.get(key) if isinstance(node, Mapping) else None
@@ -48,7 +50,7 @@ def read_foreign(file: TensorFile) -> Checkpoint:
     """The weights of another program's file, live and averaged, as float32; everything else under `others`.
 
     The statistics that a LeRobot policy has are added under ``statistics.FEATURE.``, as this project's normalizer holds
-    them, and a note says where they are from.
+    them, and a note says where they come from.
 
     Raises:
         AdaptError: it has no weights with names.
@@ -80,9 +82,9 @@ def read_foreign(file: TensorFile) -> Checkpoint:
 
 def _notes(file: TensorFile, weights: Weights) -> list[str]:
     entry = repr(weights.entry) if weights.entry else "the top level"
-    notes = [f"live weights are those of {entry}: {len(weights.live)}"]
+    notes = [f"live weights come from {entry}: {len(weights.live)}"]
     if weights.average:
-        notes.append(f"averaged weights are those of {weights.average_entry!r}: {len(weights.average)}")
+        notes.append(f"averaged weights come from {weights.average_entry!r}: {len(weights.average)}")
     if file.stand_ins:
         notes.append(f"objects of other programs' classes were not read: {', '.join(file.stand_ins)[:MAX_TEXT]}")
     if weights.unnamed:

@@ -1,7 +1,7 @@
 """Statistics of other programs' policies as entries of this project's normalizer, for rules to copy.
 
-They are called ``statistics.FEATURE.scale`` and so on, never as the target's entries are: nothing in a policy's files
-says which of an action's numbers is which, so the author of the rule states it.
+They are called ``statistics.FEATURE.scale`` and so on, never like the target's entries: nothing in a policy's files
+says which of an action's numbers is which, so the author of the rule must state it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SourceStatistics:
 
     Attributes:
         tensors: (W,) float32 by name, ``statistics.FEATURE.{offset,scale,input_stats.*}``.
-        notes: where they are from, and which could not be made, for the ledger.
+        notes: where they come from, and which could not be made, for the ledger.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -36,10 +36,10 @@ class SourceStatistics:
 def statistics_of(file: TensorFile) -> SourceStatistics:
     """The statistics of a LeRobot policy; empty for other files.
 
-    `min` and `max` are mapped to -1..1, as every policy here has it, whatever the other policy did with them.
+    `min` and `max` are mapped to -1..1, as in every policy here, whatever the other policy did with them.
 
     Raises:
-        FamilyError, TensorFileError: their file is not what it must be.
+        FamilyError, TensorFileError: their file is not valid.
     """
     recognized = recognize({name: info.shape for name, info in file.tensors.items()})
     if recognized is None or recognized.family is not lerobot_diffusion.FAMILY:

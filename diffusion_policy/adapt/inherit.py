@@ -105,7 +105,7 @@ def plan_inheritance(
         covered = plan.ledger.coverage(part)
         if covered < min_coverage:
             raise AdaptError(
-                f"{checkpoint.path} covers {covered:.2%} of {part}, {min_coverage:.2%} are required; "
+                f"{checkpoint.path} covers {covered:.2%} of {part}, but {min_coverage:.2%} are required; "
                 f"{plan.ledger.summary()}"
             )
         plans[part] = plan
@@ -120,7 +120,7 @@ def _target(state: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> dict[s
 
 
 def _rules_of_class(checkpoint: Checkpoint) -> tuple[Rule, ...]:
-    """Rules that drop what files of the checkpoint's class may hold and no policy has."""
+    """Rules that drop tensors that files of the checkpoint's class may hold but the policy does not use."""
     if "policy" not in checkpoint.cfg:
         return ()
     tensors = class_of_options(policy_config(checkpoint.cfg)).tensors

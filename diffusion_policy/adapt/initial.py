@@ -1,4 +1,4 @@
-"""Initialization of values that come from no source: zeros, normal, a layer's, a slot's, a mean, the target's own.
+"""Initialization of values without a source: zeros, normal, as a layer, a copied slot, a mean, the target's own.
 
 Random values are seeded by rule and key, so the same plan gives the same checkpoint, and model and EMA get the same
 values.
@@ -31,7 +31,7 @@ class Init:
             kept slots); "target" (the values of a freshly initialized target).
         std: standard deviation of "normal" and of the matrices of "layer".
         slot: name of the slot that "copy" copies.
-        seed: seed of what is random.
+        seed: seed of random values.
     """
 
     kind: Kind
@@ -71,7 +71,7 @@ class Init:
             return self._normal(key, target)
         raise AdaptError(
             f"{key}: init 'layer' is for weights and biases, and this is neither ({tuple(target.shape)}); give "
-            "it a rule of its own"
+            "it its own rule"
         )
 
     def background(self, key: str, source: Tensor, target: Tensor, slots: tuple[SlotMap, ...]) -> Tensor:

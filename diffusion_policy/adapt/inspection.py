@@ -30,7 +30,7 @@ from diffusion_policy.tables import Printable, Table, Text, numbers
 from diffusion_policy.tensor_file import TensorFile, TensorInfo, open_tensor_file
 from diffusion_policy.tensor_file.wrapped_names import Wrapping, wrapping_of
 
-MAX_CLASSES = 12  # that are listed on the terminal
+MAX_CLASSES = 12  # listed on the terminal
 # Action, observations and settings.
 Described = tuple[dict[str, Any], dict[str, str], dict[str, Any]]
 LAYOUTS = {
@@ -78,7 +78,7 @@ class Inspection:
         integrity: which checksums the file has and whether they were compared, as a sentence.
         wrapping: parts that wrappers such as torch.compile inserted into the names, and the rules that remove them.
         stand_ins: how many objects of each class, of other programs, were not read.
-        carried: of another program's file, what a policy here can take over; None of a checkpoint of this project.
+        carried: for another program's file, what a policy here can take over; None for this project's checkpoints.
     """
 
     path: Path
@@ -209,7 +209,7 @@ def _workspace_policy(tree: Mapping[str, Any]) -> Described:
 
 
 def _with_ranges(described: Described, statistics: PolicyStatistics) -> Described:
-    """What the statistics of the action tell of its numbers, where a policy's files have them."""
+    """Adds what the action's statistics reveal about its numbers, if a policy's files have them."""
     ranges = statistics.features.get("action", {})
     if not described[0] or not {"min", "max"} <= ranges.keys():
         return described
@@ -283,7 +283,7 @@ def _policy(file: TensorFile, cfg: DictConfig) -> tuple[dict[str, Any], dict[str
     bounds = [f"state_dicts.model.{NORMALIZER}action.input_stats.{bound}" for bound in ("min", "max")]
     if all(name in file.tensors for name in bounds):
         low, high = (file.load(name).tolist() for name in bounds)
-        informative = len({*low}) > 1 or len({*high}) > 1  # -1..1 or 0..1 in all are what a program writes for none
+        informative = len({*low}) > 1 or len({*high}) > 1  # -1..1 or 0..1 throughout is a placeholder
         action |= {
             "layout": LAYOUTS[layout_from_range(low, high) if informative else "unknown"],
             "min": low,

@@ -33,8 +33,8 @@ class Ref:
 
     Attributes:
         key: name in its state dict.
-        shape: shape of the tensor; () also for entries that are no tensor.
-        tensor: identity of the tensor; equal for two names of the same tensor, empty for entries that are no tensor
+        shape: shape of the tensor; () also for entries that are not tensors.
+        tensor: identity of the tensor; equal for two names of the same tensor, empty for entries that are not tensors
             (such as a pickled step counter).
     """
 
@@ -44,7 +44,7 @@ class Ref:
 
     @property
     def numel(self) -> int:
-        """Number of elements; 0 for an entry that is no tensor."""
+        """Number of elements; 0 for an entry that is not a tensor."""
         if not self.tensor:
             return 0
         count = 1

@@ -1,8 +1,8 @@
 """Adapts a checkpoint that predicts poses (7-D actions) to one that predicts pose and gripper (8-D actions).
 
 The mode "grow" keeps the seven pose slots of the action projections and of the normalizer. The gripper's input column
-is zero and its output row small, and a proof shows that predicted poses are unchanged. The mode "strip" initializes the
-action projections anew and keeps everything else.
+is zero and its output row small, and a proof shows that predicted poses are unchanged. The mode "strip" reinitializes
+the action projections and keeps everything else.
 
 Both modes are rules files. This module checks that the seven numbers are a pose, makes the target's config, and refuses
 other sources: seven numbers of another layout, or an action that already has a gripper.
@@ -54,7 +54,7 @@ def grow_7d_to_8d(
         old_ckpt: the 7-D checkpoint; model and EMA are adapted alike, the optimizer is dropped.
         new_ckpt: path of the 8-D checkpoint; its config's action has shape 8, with names.
         mode: "grow" keeps the pose slots of the action projections and proves that poses are predicted the same;
-            "strip" initializes the projections anew.
+            "strip" reinitializes the projections.
         dataset: a zarr whose gripper column determines the gripper's normalizer entry; None: the range 0 to 1.
         ledger_path: path of the ledger; None: `<new_ckpt>.ledger.json`.
         overwrite: replace an existing `new_ckpt`.
@@ -93,7 +93,7 @@ def check_pose_layout(checkpoint: Checkpoint) -> None:
         raise AdaptError(f"{where}: no normalizer statistics of the action; without them its layout is not known")
     low, high = (np.asarray(bound) for bound in bounds)
     if len(low) == len(POSE_GRIPPER) or len(names) == len(POSE_GRIPPER):
-        raise AdaptError(f"{where}: its action has 8 numbers already ({' '.join(names)}); there is nothing to grow")
+        raise AdaptError(f"{where}: its action already has 8 numbers ({' '.join(names)}); there is nothing to grow")
     layout = layout_from_range(low.tolist(), high.tolist())
     if layout == "xyz_rotvec_width":
         raise AdaptError(

@@ -1,4 +1,4 @@
-"""Rules of an adaptation, as data: which tensors are renamed, dropped, grown, recomputed or initialized anew.
+"""Rules of an adaptation, as data: which tensors are renamed, dropped, grown, recomputed or reinitialized.
 
 A rules file is a YAML mapping::
 
@@ -26,7 +26,7 @@ A rules file is a YAML mapping::
 
 Patterns are shell globs in which ``*`` also matches dots; each entry takes one pattern or a list. Renames are applied
 first, in order, to the source's names. Each name is decided by the first rule that applies; a rule without effect is an
-error, except `drop`, `fresh` and `strip` of ``*`` alone, the rest, which may be nothing.
+error, except `drop`, `fresh` and `strip` of ``*`` alone, which means the rest and may match nothing.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Rule:
 
     @property
     def is_rest(self) -> bool:
-        """Whether it is for whatever other rules leave, which may be nothing."""
+        """Whether it applies to whatever other rules leave, which may be nothing."""
         return self.patterns == ("*",) and self.kind in ("drop", "fresh", "strip")
 
     def matches(self, key: str) -> bool:
@@ -257,7 +257,7 @@ def _read_rename(value: Any, where: str, why: str) -> Rule:
     try:
         re.compile(str(value["pattern"]))
     except re.error as error:
-        raise AdaptError(f"{where}: pattern {value['pattern']!r} is no regular expression: {error}") from error
+        raise AdaptError(f"{where}: pattern {value['pattern']!r} is not a regular expression: {error}") from error
     return Rule("rename", (str(value["pattern"]),), to=to, why=why)
 
 

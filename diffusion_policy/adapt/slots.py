@@ -1,6 +1,6 @@
 """Slots: named positions along an axis of a tensor, and the map from the slots of a source to those of a target.
 
-A width of 7 does not tell what its numbers mean; seven names do. Growth, removal and reordering of dimensions are one
+A width of 7 does not say what its numbers mean; seven names do. Growth, removal and reordering of dimensions are one
 operation: target slots are looked up among the source's by name.
 """
 

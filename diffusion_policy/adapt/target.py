@@ -83,7 +83,7 @@ def target_from_config(
         name: for messages.
         dataset: a zarr whose statistics fill the normalizer's new dimensions.
         seed: seed of the policy's initialization.
-        gripper_scale: the scale of the dataset's gripper where it is not 0..1; statistics are those of 0..1.
+        gripper_scale: the scale of the dataset's gripper where it is not 0..1; statistics then refer to 0..1.
     """
     spec = step_spec_of(cfg)
     buffer = None if dataset is None else ReplayBuffer.open(dataset, gripper_scale=parse_scales(gripper_scale))

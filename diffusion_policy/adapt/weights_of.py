@@ -1,12 +1,12 @@
 """Finds the weights in a file of any program: live weights, their average, and everything else, by nesting and names.
 
 A file nests its state dict under keys of the program's own (`state_dict`, `model.state_dict`, `state_dicts.model`),
-with optimizers, callbacks and counters next to it. The way down is followed while there is only one: an entry without
-tensors of its own and with one entry that holds tensors and is neither an optimizer's nor an average. What is reached
-is the live weights; several entries side by side are parts of one network.
+with optimizers, callbacks and counters next to it. The search descends as long as the way is unique: an entry without
+its own tensors in which exactly one entry holds tensors and is neither an optimizer's nor an average. Where it ends are
+the live weights; several entries on one level are parts of one network.
 
-An average is found anywhere by its name (`ema_model`, `state_dict_ema`, `callbacks.EMA`) and by holding the same names:
-in an entry of its own, or under a prefix among the live weights, as Lightning stores a module's submodules.
+An average may be anywhere and is found by its name (`ema_model`, `state_dict_ema`, `callbacks.EMA`) and by holding the
+same tensor names: in a separate entry, or under a prefix among the live weights, as Lightning stores submodules.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NO_WEIGHTS = re.compile(
     r"|epoch|step|buffer|teacher|discriminator|pickles|run_state|provenance",
     re.IGNORECASE,
 )
-# An average is one of the live weights if it has at least this share of their names.
+# An average belongs to the live weights if it has at least this share of their names.
 MIN_SHARE = 0.6
 
 Names = dict[str, str]  # name within the weights: dotted path in the file
@@ -38,7 +38,7 @@ class Weights:
         entry: dotted path of the live weights; "" for the whole file.
         live: dotted path in the file of each live tensor, by its name within the entry.
         average_entry: where the average is, in words; "" without one.
-        average: the same of the average, by the names of the live weights.
+        average: the same for the average, by the names of the live weights.
         rest: the file's other entries with tensors or without, by the dotted path of the entry.
         unnamed: number of tensors in lists, which have no names and so cannot be matched.
     """
@@ -62,7 +62,7 @@ class Weights:
 
 
 def weights_of(file: TensorFile) -> Weights:
-    """The weights in a file that is open; nothing of them is read."""
+    """The weights in an open file; no tensor is read."""
     entry, node = _live(file.tree)
     live = {name: info.name for name, info in _named(node)}
     average_entry, average = _inside(live)
@@ -107,7 +107,7 @@ def _inside(live: Names) -> tuple[str, Names]:
 
 
 def _average_of(tree: Any, entry: str, live: Names) -> tuple[str, Names]:
-    """An average in an entry of its own, which may nest the names deeper."""
+    """An average in a separate entry, which may nest the names deeper."""
     if not live:
         return "", {}
     for path, node in _entries(tree, ""):
@@ -139,7 +139,7 @@ def _named(node: Any) -> Iterator[tuple[str, TensorInfo]]:
 
 
 def _unnamed(node: Any, *, in_list: bool = False) -> Iterator[TensorInfo]:
-    """The tensors in lists that are no optimizer's."""
+    """The tensors in lists that do not belong to an optimizer."""
     if isinstance(node, TensorInfo):
         if in_list:
             yield node

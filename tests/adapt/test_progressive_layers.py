@@ -151,7 +151,7 @@ def test_a_new_layer_starts_as_transformers_initialize_it(name: str, shape: tupl
 
 @pytest.mark.parametrize(("name", "shape"), [("pos_embed.pe", (1, 8, 4)), ("a.bias", (3, 4)), ("table", (4,))])
 def test_a_buffer_is_not_started_as_a_layer(name: str, shape: tuple[int, ...]):
-    with pytest.raises(AdaptError, match="give it a rule of its own"):
+    with pytest.raises(AdaptError, match="give it its own rule"):
         read_init({"layer": 0.02}, "rule 1", seed=0).whole(name, torch.zeros(shape))
 
 

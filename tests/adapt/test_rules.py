@@ -63,7 +63,7 @@ def test_a_prefix_is_not_a_regular_expression() -> None:
             "axes is .*expected {dimension: axis name}",
         ),
         ({"rules": [{"rename": "a"}]}, "rename is 'a'; expected"),
-        ({"rules": [{"rename": {"pattern": "(", "to": ""}}]}, "is no regular expression"),
+        ({"rules": [{"rename": {"pattern": "(", "to": ""}}]}, "is not a regular expression"),
         ({"slots": {"action": ["a"]}}, "slots.action: is .*expected {source: .names., target"),
     ],
 )
