@@ -19,7 +19,8 @@ class BackgroundWriter(Generic[Item]):
     """Writes items in the order in which they are put.
 
     Args:
-        write: writes one item, in the writer's thread; an OSError, ValueError or TypeError of it ends the writing.
+        write: writes one item, in the writer's thread; an OSError, ValueError or TypeError that it raises ends the
+            writing.
         finish: called at the end in the same thread; its OSError is ignored.
         about: what is written, for messages ("data/logs/serve").
         capacity: number of items that may wait; further ones are left out and counted.
@@ -47,8 +48,8 @@ class BackgroundWriter(Generic[Item]):
             self._queue.put_nowait(item)
         except queue.Full:
             self.dropped += 1
-            if self.dropped.bit_count() == 1:  # at 1, 2, 4, 8, ...: not once a step
-                logger.warning("the disk is slower than the robot: %d lines are not in the log", self.dropped)
+            if self.dropped.bit_count() == 1:  # at 1, 2, 4, 8, ...: not at every step
+                logger.warning("the disk is slower than the robot: %d lines are missing from the log", self.dropped)
 
     def close(self, timeout: float = 5.0) -> None:
         """Writes what is queued and ends the thread; waits no longer than ``timeout`` for a disk that hangs."""
@@ -57,7 +58,7 @@ class BackgroundWriter(Generic[Item]):
             self._queue.put(None, timeout=0 if self.stopped else timeout)
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            logger.error("the log was not written to its end within %s s", timeout)
+            logger.error("the log could not be completed within %s s", timeout)
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -65,7 +66,7 @@ class BackgroundWriter(Generic[Item]):
                 self._write(item)
             except (OSError, ValueError, TypeError) as error:  # a full disk, or a line that JSON cannot hold
                 self.stopped = f"{self._about}: the log stopped: {error}"
-                logger.error("%s; the robot is served all the same", self.stopped)
+                logger.error("%s; the robot is still served", self.stopped)
                 break
-        with contextlib.suppress(OSError):  # what the disk refused is still in the file's buffer
+        with contextlib.suppress(OSError):  # the file's buffer still holds what the disk refused
             self._finish()

@@ -2,7 +2,7 @@
 
     {"cfg": DictConfig,
      "state_dicts": {"model": {...}, "ema_model": {...}, "optimizer": {...}},
-     "pickles": {"_output_dir": ..., "global_step": ..., "epoch": ...},     # dill dumps of a text, an int, an int
+     "pickles": {"_output_dir": ..., "global_step": ..., "epoch": ...},     # dill dumps of a string and two ints
      "run_state": {...}, "provenance": {...}}                             # added here; the reference ignores them
 
 A checkpoint is untrusted: its pickle goes through `safe_pickle`, its config may refer to its own entries and use
@@ -82,7 +82,7 @@ class Checkpoint:
     run_state: dict[str, Any] | None = None
     provenance: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
-    others: Mapping[str, Any] = field(default_factory=dict)  # of another program's file: everything but weights
+    others: Mapping[str, Any] = field(default_factory=dict)  # in another program's file: everything but weights
 
     @property
     def where(self) -> str:
@@ -91,14 +91,14 @@ class Checkpoint:
 
     @property
     def deployed(self) -> str:
-        """The name of the weights that are deployed: the averaged ones, where there are any."""
+        """The name of the weights that are deployed: the average, if there is one."""
         return next((which for which in reversed(WEIGHTS) if which in self.state_dicts), WEIGHTS[0])
 
     def state_dict(self, which: str) -> dict[str, Tensor]:
         """The weights named `which`, usually "model" or "ema_model".
 
         Raises:
-            CheckpointError: not there; the message lists what is.
+            CheckpointError: it is missing; the message lists what is there.
         """
         if which not in self.state_dicts:
             raise CheckpointError(
@@ -166,7 +166,7 @@ def _check_names(state_dicts: Mapping[str, Mapping[str, Any]], path: Path) -> No
 
 
 def in_float32(state_dicts: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Weights as float32, with shared tensors still shared; and notes of what was converted."""
+    """Weights as float32, with shared tensors still shared; and notes on conversions."""
     made: dict[int, Tensor] = {}
     types: dict[str, dict[str, int]] = {}
     states: dict[str, Any] = dict(state_dicts)
@@ -332,8 +332,8 @@ def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], wher
     for key, tensor in expected.items():
         if state[key].is_floating_point() != tensor.is_floating_point():
             raise CheckpointError(
-                f"{where}: {key} holds {state[key].dtype} where {tensor.dtype} is expected; quantized weights are not "
-                "supported; use the checkpoint that they were made from."
+                f"{where}: {key} holds {state[key].dtype} where {tensor.dtype} is expected; quantized weights "
+                "are not supported; use the original checkpoint."
             )
         if state[key].shape != tensor.shape:
             raise CheckpointError(
@@ -345,7 +345,7 @@ def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], wher
 
 
 def _policy_options(cfg: DictConfig | Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
-    """The policy's class and its constructor's arguments, the sampler built where it has one."""
+    """The policy's class and its constructor's arguments, with the sampler built if it has one."""
     register_resolvers()
     config = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
     try:

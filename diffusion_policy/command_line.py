@@ -131,7 +131,7 @@ def run_command(
                     again.append("--overwrite")  # without it, the output that exists now would be refused
                 return _stopped(error, stop.signal, written, again)
             if isinstance(error, BrokenPipeError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in the buffer
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
                 return OUTPUT_CLOSED
             if isinstance(error, (WorkspaceError, OSError)):
                 return refuse(error)

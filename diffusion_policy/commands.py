@@ -1,7 +1,7 @@
 """Command lines for messages: how scripts are called in this installation, quoted for bash and for Hydra.
 
-Every command in an error, a finding or a summary is made by these functions, so that it runs as it is printed: in the
-folder and with the interpreter that printed it, with any characters in its paths.
+Every command in an error, a finding or a summary is made by these functions, so that it runs exactly as printed, in the
+folder and with the interpreter that printed it, whatever characters its paths contain.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def _leading_number(value: str) -> int | None:
 
 
 def processor_name() -> str:
-    """The CPU's name: sums come out equal to the last bit on the same kind only."""
+    """The CPU's name: sums are bit-identical only on the same kind."""
     with contextlib.suppress(OSError):  # not on every system
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):

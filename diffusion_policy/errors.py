@@ -17,7 +17,7 @@ class SpecError(WorkspaceError, ValueError):
 
 
 class PathError(WorkspaceError):
-    """A path or URL that cannot be reached, or not in this environment."""
+    """A path or URL that cannot be reached, at least not in this environment."""
 
 
 class AdaptError(WorkspaceError):

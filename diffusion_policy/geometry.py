@@ -13,10 +13,10 @@ from diffusion_policy.errors import SpecError
 
 FloatArray = NDArray[np.float64]
 
-# How far from 1 the norm of a unit quaternion may be. Those that the real robot records and predicts have norms of
-# 0.995-1.005, so recordings and what becomes one are held to the first. The second is for what is served, logged or
-# known by its range only: rounded by a client, or smoothed component by component; the motion guard normalizes what it
-# accepts.
+# How far from 1 the norm of a unit quaternion may be. Quaternions that the real robot records and predicts have norms
+# of 0.995-1.005, so the first applies to recordings and everything that becomes one. The second applies to what is
+# served, logged or known only by its range: it may be rounded by a client, or smoothed component by component; the
+# motion guard normalizes what it accepts.
 RECORDED_NORM_SLACK = 0.02
 SERVED_NORM_SLACK = 0.05
 
@@ -43,7 +43,7 @@ def align_quaternion_signs(quaternions: ArrayLike, reference: ArrayLike | None =
 def geodesic_distance(a: ArrayLike, b: ArrayLike) -> FloatArray:
     """Angle in radians of the rotation from a to b, both (..., 4) xyzw; 0 for q and -q. Norms need not be exactly 1.
 
-    NaN if one of the two is no rotation: zero, or not finite.
+    NaN if one of the two is not a rotation: zero, or not finite.
     """
     from scipy.spatial.transform import Rotation  # takes long to import, and help needs none
 

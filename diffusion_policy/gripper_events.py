@@ -1,8 +1,8 @@
 """Events of a gripper: when it opens and closes, under a dead band, and how two sequences of events agree.
 
 A predicted gripper is a noisy number between 0 and 1. "It changes, so it learned" is wrong: values that wander between
-0.977 and 1.000 change at every step and never close a finger. So an event is a change of *state*, and a state is left
-only when the command crosses the far edge of a dead band.
+0.977 and 1.000 change at every step but never close the gripper. So an event is a change of *state*, and a state is
+left only when the command crosses the far edge of a dead band.
 
 Pure functions on arrays: validation during training, recorded episodes and logs of the robot all use these.
 Gripper 1 = open, 0 = closed; a step is one command; N steps.
@@ -25,21 +25,21 @@ Event = tuple[int, EventKind]
 Order = Literal["ahead", "behind", "back"]
 
 UNDECIDED, CLOSED, OPEN = -1, 0, 1
-# A state that is left again within this many steps was no decision.
+# A state that is left again within this many steps was not a decision.
 BOUNCE_STEPS = 2
-# Recorded and predicted events further apart than this are not the same event. The default of every F1 that is
-# reported: in training, open loop and tuning.
+# Recorded and predicted events further apart than this are not the same event. The default for every reported F1: in
+# training, open loop and tuning.
 TOLERANCE_SECONDS = 1.0
 # Control rate that is assumed for data without a clock; reports say so.
 ASSUMED_HZ = 10.0
 TOLERANCE_STEPS = round(TOLERANCE_SECONDS * ASSUMED_HZ)
-# Step lengths that differ by less than this share are those of one control rate.
+# Step lengths that differ by less than this share count as one control rate.
 _SAME_RATE = 0.05
 
 
 @dataclass(frozen=True)
 class DeadBand:
-    """Commands >= ``open`` open the gripper, commands <= ``closed`` close it, those between leave it as it is."""
+    """Commands >= ``open`` open the gripper, commands <= ``closed`` close it, and those in between change nothing."""
 
     open: float
     closed: float
@@ -49,7 +49,7 @@ class DeadBand:
             raise ValueError(f"dead band closes at {self.closed} and opens at {self.open}; expected closed <= open")
 
 
-# Of a command in 0..1, and of a width in meters: recordings call a gripper wider than 5 cm open.
+# For a command in 0..1, and for a width in meters: recordings call a gripper wider than 5 cm open.
 GRIPPER_BAND = DeadBand(open=0.7, closed=0.3)
 WIDTH_BAND = DeadBand(open=0.06, closed=0.04)
 # The robot's client has no dead band: it opens on a command above this, and closes on any other.
@@ -60,7 +60,7 @@ def gripper_states(values: ArrayLike, band: DeadBand = GRIPPER_BAND) -> NDArray[
     """State after each of N commands: OPEN, CLOSED, or UNDECIDED before the first that leaves the dead band."""
     commands = np.asarray(values, dtype=np.float64)
     if commands.ndim != 1:
-        raise ValueError(f"gripper commands have shape {commands.shape}; expected one number a step, (N,)")
+        raise ValueError(f"gripper commands have shape {commands.shape}; expected one number per step, (N,)")
     decided = np.where(commands >= band.open, OPEN, np.where(commands <= band.closed, CLOSED, UNDECIDED))
     last = np.maximum.accumulate(np.where(decided != UNDECIDED, np.arange(len(commands)), -1))
     return np.where(last >= 0, decided[last], UNDECIDED).astype(np.int8) if len(commands) else decided.astype(np.int8)
@@ -109,17 +109,17 @@ def count_bounces(events: Sequence[Event], within: int = BOUNCE_STEPS) -> int:
 def order_of_events(
     events: Sequence[Event], chunks: ArrayLike, measured: ArrayLike, band: DeadBand = GRIPPER_BAND
 ) -> tuple[Order, ...]:
-    """Of each event, whether the policy commanded it before the measurement had made it.
+    """For each event, whether the policy commanded it before it was measured.
 
-    A chunk is executed before the next one is asked for, so the gripper may have moved by the time that a chunk begins
-    with the new state. The decision is looked for where it was made: in the last chunk since the event before that was
-    answered while the old state was still measured. If no command in it asks for the new state, the change came from
+    A chunk is executed before the next one is requested, so the gripper may have moved by the time a chunk begins with
+    the new state. The decision is looked for where it was made: in the last chunk since the previous event that was
+    answered while the old state was still measured. If no command in it calls for the new state, the change came from
     elsewhere (a hand, a recording), and the policy only repeats what it measures.
 
     Args:
-        events: of the first command of each chunk, as ``gripper_events`` gives them.
+        events: of the first command of each chunk, as returned by ``gripper_events``.
         chunks: (N, T) commands of each chunk.
-        measured: (N,) gripper that was measured before each chunk.
+        measured: (N,) gripper measured before each chunk.
         band: for commands and measurement alike.
 
     Returns:
@@ -142,10 +142,10 @@ def order_of_events(
 
 
 def tolerance_steps(step_seconds: float | None, tolerance_s: float = TOLERANCE_SECONDS) -> int:
-    """A tolerance in steps, at least one: a recording knows no better when its gripper moved.
+    """A tolerance in steps, at least one, since recordings resolve gripper motion no better.
 
     Args:
-        step_seconds: between two steps of the data; None if it has no clock, then ASSUMED_HZ counts.
+        step_seconds: between two steps of the data; None if it has no clock; ASSUMED_HZ is then used.
         tolerance_s: in seconds.
 
     Raises:
@@ -153,14 +153,15 @@ def tolerance_steps(step_seconds: float | None, tolerance_s: float = TOLERANCE_S
     """
     seconds = 1 / ASSUMED_HZ if step_seconds is None else step_seconds
     if not (0 < seconds < math.inf and 0 < tolerance_s < math.inf):
-        raise ValueError(f"a tolerance of {tolerance_s} s at {seconds} s a step; expected positive numbers")
+        raise ValueError(f"a tolerance of {tolerance_s} s at {seconds} s per step; expected positive numbers")
     return max(1, round(tolerance_s / seconds))
 
 
 def control_period(timestamps: ArrayLike | None) -> float | None:
-    """Median seconds between the steps of one episode, (N,) seconds; None if that is not a clock's.
+    """Median seconds between the steps of one episode, from time stamps (N,) in seconds; None if they are not a
+    clock's.
 
-    No timestamps, fewer than two of them, or a median that is not positive and finite.
+    That is: no time stamps, fewer than two, or a median that is not positive and finite.
     """
     times = np.asarray(() if timestamps is None else timestamps, dtype=np.float64)
     if len(times) < 2:
@@ -178,8 +179,8 @@ class EventScore:
         missed: recorded events without a prediction.
         false: predicted events without a recording.
         bounces: predicted events that the next one undoes within BOUNCE_STEPS.
-        step_seconds: length of a step; None if it is not known, or differs between the episodes.
-        samples: predictions that were made of the same recording; the intervals are those of one.
+        step_seconds: length of a step; None if unknown, or if it differs between the episodes.
+        samples: number of predictions of the same recording; the intervals are those for one.
         tolerance_s: how far apart a pair may be.
         tolerance_steps: the same in steps; None if steps differ between the episodes.
     """
@@ -218,8 +219,8 @@ class EventScore:
     def f1(self) -> float:
         """Harmonic mean of recall and precision, 2 matched / (recorded + predicted); NaN if nothing was recorded.
 
-        Without a recorded event there was nothing to find, so predictors cannot be compared by what
-        they found; ``false`` counts what they made up.
+        Without a recorded event there was nothing to find, so predictors cannot be compared by what they found;
+        ``false`` counts what they invented.
         """
         predicted = len(self.matched) + len(self.false)
         return 2 * len(self.matched) / (self.recorded + predicted) if self.recorded else math.nan
@@ -237,11 +238,11 @@ class EventScore:
         """The score of two episodes together; steps stay those of each episode.
 
         Raises:
-            ValueError: they were scored with other tolerances.
+            ValueError: they were scored with different tolerances.
         """
         if not math.isclose(self.tolerance_s, other.tolerance_s):
             raise ValueError(
-                f"scores within {self.tolerance_s:.3g} s and within {other.tolerance_s:.3g} s do not add up"
+                f"scores within {self.tolerance_s:.3g} s and within {other.tolerance_s:.3g} s cannot be added"
             )
         return EventScore(
             self.matched + other.matched,
@@ -257,7 +258,7 @@ class EventScore:
     def to_json(self) -> dict[str, Any]:
         """Counts, offsets in steps and milliseconds, 95 % Wilson intervals of recall and precision.
 
-        None means undefined: shares of nothing and their intervals, a median of no offset.
+        None means undefined: shares of nothing and their intervals, a median without offsets.
         """
         offsets = self.offsets
         n_matched, n_missed, n_false = len(self.matched), len(self.missed), len(self.false)
@@ -275,16 +276,16 @@ class EventScore:
         }
 
     def _interval(self, successes: int, trials: int) -> Interval | None:
-        """Several predictions of one event are not several events: counted as their mean. None without a trial."""
+        """Several predictions of one event are not several events: they count as their mean. None without a trial."""
         counted = round(trials / self.samples)
         return wilson_interval(min(round(successes / self.samples), counted), counted) if counted else None
 
     def sentence(self) -> str:
-        """The counts in one line; of several predictions together."""
+        """The counts in one line; several predictions are counted together."""
         counted = f" in {self.samples} samples" if self.samples > 1 else ""
         made = f"{len(self.false)} false, {self.bounces} undone at once"
         if not self.recorded:
-            return f"no event is recorded, so F1 and recall are not defined{counted}; {made}"
+            return f"no event is recorded, so F1 and recall are undefined{counted}; {made}"
         interval, offsets = self._interval(len(self.matched), self.recorded), self.offsets
         text = "" if interval is None else f" (95 % interval {interval[0]:.0%}-{interval[1]:.0%})"
         late, early = int((offsets > 0).sum()), int((offsets < 0).sum())
@@ -293,7 +294,7 @@ class EventScore:
         median = "" if middle is None else f" (median {middle:+.3g} steps{clock})"
         return (
             f"{len(self.matched)} of {self.recorded} recorded events found{counted}{text}: {early} early, "
-            f"{late} late{median}; {len(self.missed)} missed, {made}; found is within {self.tolerance}"
+            f"{late} late{median}; {len(self.missed)} missed, {made}; found means within {self.tolerance}"
         )
 
 
@@ -315,20 +316,20 @@ def score_gripper_events(
 ) -> EventScore:
     """Compare the events of one episode's predicted commands with those of its recorded commands.
 
-    Every gripper F1 comes from here: of validation while training, of open loop and of tuning. Events of one kind are
-    paired so that most are matched within the tolerance, and then the sum of offsets is smallest.
+    Every gripper F1 comes from here: in validation during training, open loop and tuning. Events of one kind are paired
+    so that as many as possible match within the tolerance and, among such pairings, the sum of offsets is smallest.
 
     Args:
         predicted: (N,) one command for each recorded step.
         recorded: (N,)
         tolerance_steps: the tolerance counted in steps, instead of ``tolerance_s``.
         band: dead band of both.
-        min_dwell: debounces the prediction only: a recording is what happened.
-        step_seconds: between two steps, see ``control_period``; None without a clock, then ASSUMED_HZ counts.
-        tolerance_s: seconds that a pair may be apart, and at least one step.
+        min_dwell: debounces the prediction only, since a recording is what happened.
+        step_seconds: between two steps, see ``control_period``; None without a clock; ASSUMED_HZ is then used.
+        tolerance_s: seconds that a pair may be apart, but at least one step.
 
     Raises:
-        ValueError: other lengths, or a tolerance that is not positive.
+        ValueError: the lengths differ, or the tolerance is not positive.
     """
     if np.shape(predicted) != np.shape(recorded):
         raise ValueError(f"predicted gripper has shape {np.shape(predicted)}, recorded {np.shape(recorded)}")
@@ -351,7 +352,7 @@ def score_gripper_events(
 
 
 def _tolerance(given: int | None, tolerance_s: float, step_seconds: float | None) -> tuple[int, float]:
-    """In steps and in seconds; ``given`` is one in steps, instead of that in seconds."""
+    """The tolerance in steps and in seconds; ``given``, in steps, takes precedence over seconds."""
     if given is None:
         return tolerance_steps(step_seconds, tolerance_s), tolerance_s
     return given, given / ASSUMED_HZ if step_seconds is None else given * step_seconds
@@ -362,7 +363,7 @@ def _pair(
 ) -> list[tuple[int, int, EventKind]]:
     recorded = np.array([step for step, name in theirs if name == kind], dtype=np.int64)
     predicted = np.array([step for step, name in ours if name == kind], dtype=np.int64)
-    from scipy.optimize import linear_sum_assignment  # takes long to import, and logs alone never match events
+    from scipy.optimize import linear_sum_assignment  # slow to import, and logs alone never match events
 
     distance = np.abs(recorded[:, None] - predicted[None, :])
     # One pair outside the tolerance costs more than any number inside it: most matches first, then smallest offsets.

@@ -1,10 +1,10 @@
 """Reads from the Hugging Face Hub: ``hf://USER/REPO/FILE``, ``hf://datasets/USER/REPO/PATH``.
 
-An address may name a branch, a tag or a commit (``hf://USER/REPO@main/FILE``). Whatever it names is looked up once and
-read at that commit, so a branch that moves meanwhile changes nothing, and the commit is part of every address that is
-kept. Datasets are read where they are, through `paths`; weights are copied into the user's cache and compared with the
-size and, of large files, the SHA-256 that the hub states. Nothing is ever written to a hub. What comes from it is as
-untrusted as any other file.
+An address may name a branch, a tag or a commit (``hf://USER/REPO@main/FILE``). The revision is resolved once and read
+at that commit, so it does not matter if a branch moves meanwhile, and every stored address includes the commit.
+Datasets are read in place, through `paths`; weights are copied into the user's cache and compared with the size and,
+for large files, the SHA-256 that the hub states. Nothing is ever written to a hub. What comes from it is as untrusted
+as any other file.
 
 The endpoint and the token come from the environment (HF_ENDPOINT, HF_TOKEN) or from ``hf auth login``.
 """
@@ -33,7 +33,7 @@ EXPECTED = "hf://USER/REPO/FILE, hf://datasets/USER/REPO/PATH, or either with @R
 LOGIN = "log in with `hf auth login` (formerly `huggingface-cli login`), or set HF_TOKEN"
 BLOCK = 2**20
 MAX_FILES = 1000
-# What is copied of a folder of weights.
+# Files that are copied from a folder of weights.
 WEIGHTS = (".safetensors", ".json")
 
 _ADDRESS = re.compile(r"hf:/+(.+)", re.DOTALL)
@@ -47,12 +47,12 @@ _ERRORS = (
 
 
 def is_hub(path: object) -> bool:
-    """Whether a path or text is an address of a hub; also one that `Path` has taken a slash from."""
+    """Whether a path or text is a hub address, even if `Path` has removed one of its slashes."""
     return _ADDRESS.fullmatch(str(path)) is not None
 
 
 def pinned(address: object) -> str:
-    """The same address at the commit that it names now, ``hf://datasets/USER/REPO@COMMIT/PATH``.
+    """The same address at the commit that it currently names, ``hf://datasets/USER/REPO@COMMIT/PATH``.
 
     Raises:
         PathError: no such repository or revision, access refused, the hub cannot be reached, or huggingface_hub is
@@ -64,19 +64,19 @@ def pinned(address: object) -> str:
     with answering(url):
         resolved = _file_system().resolve_path(match[1].rstrip("/"))
         if not hasattr(resolved, "repo_id"):
-            raise PathError(f"{url}: it is no repository; expected {EXPECTED}")
+            raise PathError(f"{url}: not a repository; expected {EXPECTED}")
         commit = _commit(resolved.repo_type, resolved.repo_id, resolved.revision)
     kind = "" if resolved.repo_type == "model" else f"{resolved.repo_type}s/"
     return f"{SCHEME}{kind}{resolved.repo_id}@{commit}" + (f"/{resolved.path_in_repo}" if resolved.path_in_repo else "")
 
 
 def local_copy(path: str | Path) -> Path:
-    """A copy on this machine of a file of weights, or of a folder's weights, at an address; any other path as it is.
+    """A local copy of a weights file, or of a folder's weights, at an address; any other path is returned unchanged.
 
     Copies are kept by commit and never change.
 
     Raises:
-        PathError: it does not exist, cannot be reached, is larger than the disk, or is not what the hub says it is.
+        PathError: it does not exist, cannot be reached, is larger than the disk, or differs from what the hub states.
         StorageError: the disk refuses.
     """
     if not is_hub(path):
@@ -92,7 +92,7 @@ def local_copy(path: str | Path) -> Path:
         files = list(hub.find(inside, detail=True).values()) if is_folder else [entry]
     wanted = [file for file in files if not is_folder or file["name"].endswith(WEIGHTS)]
     if not wanted or len(wanted) > MAX_FILES:
-        raise PathError(f"{address}: {len(wanted)} files of weights in it; name one of its files or another folder")
+        raise PathError(f"{address}: {len(wanted)} weights files in it; name one of its files or another folder")
     _check_free_space(address, sum(int(file["size"]) for file in wanted), home)
     for file in wanted:
         _fetch(hub, file, _home(SCHEME + file["name"]))
@@ -100,9 +100,9 @@ def local_copy(path: str | Path) -> Path:
 
 
 def address_of(path: str | Path) -> str:
-    """The address that a copy of `local_copy` is from, or that an opened dataset is at; "" for any other path.
+    """The address of a copy made by `local_copy`, or of an opened dataset; "" for any other path.
 
-    It has the commit that was read: of an address, what `pinned` returned must be given.
+    It includes the commit that was read; for an address, pass what `pinned` returned.
     """
     if match := _ADDRESS.fullmatch(str(path)):
         return SCHEME + match[1]
@@ -115,14 +115,14 @@ def address_of(path: str | Path) -> str:
 
 
 def address_entry(path: str | Path) -> dict[str, str]:
-    """`address_of` as an entry of provenance, {"address": ...}; empty for what is not from a hub."""
+    """`address_of` as an entry of provenance, {"address": ...}; empty for anything not from a hub."""
     address = address_of(path)
     return {"address": address} if address else {}
 
 
 @contextmanager
 def answering(address: object) -> Iterator[None]:
-    """Turns what a hub's library raises into one sentence about the address.
+    """Turns errors of the hub's libraries into one sentence about the address.
 
     Raises:
         PathError: there was such an error.
@@ -136,7 +136,7 @@ def answering(address: object) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong and what to do, by the status of the hub's answer and the kind of error."""
+    """What went wrong and what to do, from the hub's status code and the kind of error."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None and len(chain) < 8:
         chain.append(cause)
@@ -153,10 +153,10 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file in the repository"
     if isinstance(error, ValueError) and not isinstance(error, OSError):
-        return f"it is no address of a repository ({_first_line(error)}); expected {EXPECTED}"
+        return f"not an address of a repository ({_first_line(error)}); expected {EXPECTED}"
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     what = f"{type(error).__name__}: {_first_line(error)}"
-    return f"the hub at {endpoint} cannot be reached, or broke off ({what}); try again"
+    return f"the hub at {endpoint} cannot be reached, or broke the connection ({what}); try again"
 
 
 def _first_line(error: BaseException) -> str:
@@ -168,25 +168,25 @@ def _answers() -> tuple[type[Exception], ...]:
 
 
 def library_errors() -> tuple[type[Exception], ...]:
-    """Errors of the libraries that a hub is read with, where these are loaded."""
+    """Errors of the libraries used to read a hub, as far as they are loaded."""
     loaded = [(sys.modules[module], names) for module, names in _ERRORS if module in sys.modules]
     return tuple(getattr(module, name) for module, names in loaded for name in names if hasattr(module, name))
 
 
 def _file_system() -> Any:
-    """The hub's file system, which reads only."""
+    """The hub's file system, read-only."""
     import fsspec
 
     kind = _read_only()
     for library in ("httpx", "httpx2"):
-        logging.getLogger(library).setLevel(logging.WARNING)  # a line for each request
-    fsspec.register_implementation("hf", kind, clobber=True)  # what zarr and UPath open an address with
+        logging.getLogger(library).setLevel(logging.WARNING)  # they log a line for each request
+    fsspec.register_implementation("hf", kind, clobber=True)  # used by zarr and UPath to open addresses
     return kind()
 
 
 @cache
 def _read_only() -> Any:
-    """The class of the hub's file system, which raises where something would be written."""
+    """The class of the hub's file system, which raises on any attempt to write."""
     from huggingface_hub import HfFileSystem
 
     def opened(self: Any, path: str, mode: str = "rb", *arguments: Any, **options: Any) -> Any:
@@ -209,7 +209,7 @@ def _refuse(path: Any) -> None:
 
 @cache
 def _commit(repo_type: str, repo_id: str, revision: str) -> str:
-    """The commit that a revision names, looked up once."""
+    """The commit that a revision names, resolved once."""
     if _COMMIT.fullmatch(revision):
         return revision
     from huggingface_hub import HfApi
@@ -222,7 +222,7 @@ def _commit(repo_type: str, repo_id: str, revision: str) -> str:
 
 
 def _fetch(hub: Any, file: dict[str, Any], path: Path) -> None:
-    """Copy one file and compare it with what the hub says of it."""
+    """Copy one file and compare it with what the hub states."""
     if path.is_file():
         return
     address, size = SCHEME + file["name"], int(file["size"])
@@ -234,11 +234,11 @@ def _fetch(hub: Any, file: dict[str, Any], path: Path) -> None:
                 local.write(block)
         if left:
             difference = f"{size - left} of {size} bytes arrived" if left > 0 else f"more than its {size} bytes arrived"
-            raise PathError(f"{address}: {difference}; the connection broke off, or the hub is wrong: try again")
+            raise PathError(f"{address}: {difference}; the connection was lost, or the hub is wrong: try again")
         lfs = file.get("lfs")
         expected = (lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)) if lfs else None
         if expected and file_sha256(temporary) != expected:
-            raise PathError(f"{address}: its SHA-256 is not {expected}, which the hub states: try again")
+            raise PathError(f"{address}: its SHA-256 differs from {expected}, which the hub states: try again")
 
 
 def _check_free_space(address: str, size: int, home: Path) -> None:
@@ -249,7 +249,7 @@ def _check_free_space(address: str, size: int, home: Path) -> None:
 
 
 def _home(address: str) -> Path:
-    """Where the copy of an address with a commit is kept."""
+    """The folder for the copy of an address with a commit."""
     parts = PurePosixPath(address.removeprefix(SCHEME)).parts
     kind, rest = (parts[0], parts[1:]) if parts[0] in ("datasets", "spaces") else ("models", parts)
     user, (repo, _, commit), inside = rest[0], rest[1].partition("@"), rest[2:]

@@ -1,7 +1,7 @@
 """Where config/, the scripts and the demo's pose policy are, and what runs them.
 
-In a checkout they are next to the package, once installed inside of it: the wheel has copies (setup.py makes them) and
-a command for each script, so that everything runs in any folder.
+In a checkout they are next to the package; once installed, inside it: the wheel has copies (made by setup.py) and a
+command for each script, so that everything runs in any folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CONFIG = (PACKAGE if IS_INSTALLED else CHECKOUT) / "config"
 SCRIPTS = (PACKAGE if IS_INSTALLED else CHECKOUT) / "scripts"
 PRETRAINED = (PACKAGE if IS_INSTALLED else CHECKOUT / "data") / "pretrained"
 
-# Command of the shell -> script.
+# Shell command -> script.
 ENTRY_POINTS = {
     "dp-adapt": "adapt",
     "dp-check-parity": "check_parity",

@@ -1,6 +1,6 @@
-"""How sure a number is: intervals of shares, of differences of shares, and of paired means.
+"""The uncertainty of a number: intervals of shares, of differences of shares, and of paired means.
 
-Few episodes make bold claims; every share in a report carries its interval. All are 95 % by default.
+Few episodes invite bold claims, so every share in a report carries its interval. All are 95 % by default.
 """
 
 from __future__ import annotations

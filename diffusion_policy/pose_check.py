@@ -1,12 +1,12 @@
-"""Whether numbers called a pose are one: x y z in meters, then a unit quaternion, scalar last.
+"""Whether numbers called a pose really are one: x y z in meters, then a unit quaternion, scalar last.
 
-Two recorders agree on eight numbers and mean different things: Euler angles, degrees, rotation vectors, millimeters,
-quaternions scalar-first. The shape tells nothing; norms and ranges mostly do. The converter, training, evaluation and
-the checks of data ask this one function; training starts only where it finds nothing.
+Two recorders may both write eight numbers and mean different things: Euler angles, degrees, rotation vectors,
+millimeters, scalar-first quaternions. The shape reveals nothing; norms and ranges mostly do. The converter, training,
+evaluation and the data checks all use this one function; training starts only if it finds nothing.
 
-Not detectable from numbers: quaternions that are scalar-first in the action and in the pose alike. A tool that
-points down under one order points aside, or up, under the other; ``tool_axis`` says where it points, so that a user
-sees it.
+One case cannot be detected from the numbers: quaternions that are scalar-first in both action and pose. A tool that
+points down under one order points sideways, or up, under the other; ``tool_axis`` says where it points, so that a user
+can see it.
 
 Pure functions on arrays. N steps, D dimensions.
 """
@@ -31,11 +31,11 @@ FaultCode = Literal["not-finite", "zero-quaternion", "quaternion-norm", "rotatio
 _ZERO_NORM = 1e-3
 # No arm on a table reaches further, in meters; 10 cm are 10 in centimeters and 100 in millimeters.
 FARTHEST_M = 10.0
-# Angles in radians stay within a turn; with some slack for unwrapped ones.
+# Angles in radians stay within one turn, with some slack for unwrapped ones.
 _TURN = 7.0
-# Norms that hardly differ from one another are those of a scaled quaternion.
+# Norms that hardly differ from one another indicate a scaled quaternion.
 _SAME_NORM = 0.05
-# Of quaternions in two orders: how far apart the two arrays are as they are, and once one is reordered.
+# Thresholds for two orders: median distance of the two arrays unchanged, and with one of them reordered.
 _FAR_DEGREES, _NEAR_DEGREES = 40.0, 15.0
 
 
@@ -60,11 +60,11 @@ class PoseFault:
 def pose_faults(
     vectors: ArrayLike, names: Sequence[str], what: str, episode_ends: Sequence[int] | NDArray[np.int64] | None = None
 ) -> tuple[PoseFault, ...]:
-    """What is wrong with vectors whose dimensions bear the names of a pose; empty for a sound one.
+    """What is wrong with vectors whose dimensions have the names of a pose; empty if nothing is.
 
     Args:
         vectors: (N, D).
-        names: (D,) of the dimensions; those that are no part of a pose are checked for NaN alone.
+        names: (D,) of the dimensions; those that are not part of a pose are only checked for NaN.
         what: the array, for the messages ("data/action").
         episode_ends: (E,) exclusive, so that a step is named by its episode.
     """
@@ -115,7 +115,7 @@ def _position_faults(positions: FloatArray, what: str) -> list[PoseFault]:
     if reach <= FARTHEST_M:
         return []
     unit = "millimeters" if reach > 10 * FARTHEST_M else "centimeters or millimeters"
-    message = f"{what}: positions reach {reach:.0f}, which are no meters of an arm: {unit}?"
+    message = f"{what}: positions reach {reach:.0f}, which cannot be meters for an arm: {unit}?"
     return [PoseFault("position-unit", message, "convert positions to meters")]
 
 
@@ -125,7 +125,7 @@ def _quaternion_faults(quaternions: FloatArray, finite: Mask, at: _StepNames) ->
     faults = []
     if zero.any():
         message = f"{at.what}: the quaternion is zero at {int(zero.sum())} of {at.n_steps} steps, {at.first(zero)}"
-        faults.append(PoseFault("zero-quaternion", message, "a lost measurement is no rotation: cut these steps"))
+        faults.append(PoseFault("zero-quaternion", message, "a lost measurement is not a rotation: cut these steps"))
     off &= ~zero
     if not off.any():
         return faults
@@ -137,14 +137,14 @@ def _quaternion_faults(quaternions: FloatArray, finite: Mask, at: _StepNames) ->
             f"{at.what}: the quaternion's norm is {norm} at {int(off.sum())} of {at.n_steps} steps, {at.first(off)}; "
             f"expected 1 within {RECORDED_NORM_SLACK}"
         )
-        return [*faults, PoseFault("quaternion-norm", message, "these steps are no rotation: cut them")]
+        return [*faults, PoseFault("quaternion-norm", message, "these steps have no valid rotation: cut them")]
     kind = _kind_of_rotation(quaternions[finite & ~zero], norms[finite & ~zero])
-    message = f"{at.what}: numbers 4 to 7 have norm {norm}, so they are no unit quaternion: {kind}"
+    message = f"{at.what}: numbers 4 to 7 have norm {norm}, so they are not a unit quaternion: {kind}"
     return [*faults, PoseFault("rotation", message, "convert rotations to quaternions x y z w")]
 
 
 def _kind_of_rotation(numbers: FloatArray, norms: FloatArray) -> str:
-    """What four numbers that are no quaternion look like."""
+    """What four numbers that are not a quaternion look like."""
     angles, last = numbers[:, :3], numbers[:, 3]
     largest = float(np.abs(angles).max())
     if largest > _TURN and largest <= 400:
@@ -163,8 +163,8 @@ def _kind_of_rotation(numbers: FloatArray, norms: FloatArray) -> str:
 def order_fault(action: ArrayLike, pose: ArrayLike, what: str) -> PoseFault | None:
     """Whether one of two arrays of rotations (N, 4) is scalar-first and the other is not; None if they agree.
 
-    Commanded and measured rotation are near each other in one order; where they are near only once one is reordered,
-    they were recorded in different orders.
+    Commanded and measured rotations are close in the same order; if they are close only after one is reordered, they
+    were recorded in different orders.
     """
     ours, theirs = (np.asarray(array, dtype=np.float64) for array in (action, pose))
     as_is = _median_degrees(ours, theirs)
@@ -185,7 +185,7 @@ def _median_degrees(a: FloatArray, b: FloatArray) -> float:
 
 
 def tool_axis(quaternions: ArrayLike, *, scalar_first: bool = False) -> FloatArray:
-    """(3,) mean direction of the tool's z axis in the robot's base frame, of quaternions (N, 4) read in that order."""
+    """(3,) mean direction of the tool's z axis in the robot's base frame, for quaternions (N, 4) read in that order."""
     q = np.asarray(quaternions, dtype=np.float64)
     q = np.roll(q, -1, axis=1) if scalar_first else q
     norms = np.linalg.norm(q, axis=1, keepdims=True)

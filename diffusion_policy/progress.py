@@ -1,4 +1,4 @@
-"""How work reports how far it has come: it calls a function with what is done, and with what there is to do."""
+"""How work reports its progress: it calls a function with the amount done and the total."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def no_progress(done: int, total: int) -> None:
 
 
 class ProgressCounter:
-    """Counts what is done of a known total, and reports it; at first that nothing is.
+    """Counts what is done of a known total, and reports it, beginning with 0.
 
     Args:
-        on_progress: what it is reported to.
-        total: what there is to do.
+        on_progress: called with each report.
+        total: the amount of work.
     """
 
     def __init__(self, on_progress: Progress, total: int):
@@ -25,17 +25,17 @@ class ProgressCounter:
         on_progress(0, total)
 
     def add(self, count: int) -> None:
-        """So much more is done."""
+        """Add to what is done."""
         self._done += count
         self._on_progress(self._done, self._total)
 
 
 def part_of(on_progress: Progress, number: int, parts: int) -> Progress:
-    """Returns the progress of one of several parts of the same size, which is reported as that of all of them.
+    """Returns a callback for one of several parts of equal size that reports the progress of all of them.
 
     Args:
-        on_progress: of all of them.
-        number: of the part, from 0; those before it are done.
+        on_progress: for all of them.
+        number: of the part, from 0; earlier parts are done.
         parts: how many there are.
     """
 

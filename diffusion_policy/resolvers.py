@@ -1,8 +1,8 @@
 """Configs of checkpoints hold small sums, `${eval:'${n_obs_steps}-1+${n_latency_steps}'}`: arithmetic, not Python.
 
-The code base that wrote the users' checkpoints maps `eval` to Python's own. A checkpoint comes from anywhere, so here
-`eval` knows numbers and + - * / // % ** and nothing else, and every other resolver (`oc.env` reads the environment)
-is refused before a config from a file is used.
+The code base that wrote the users' checkpoints maps `eval` to Python's own. A checkpoint may come from anywhere, so
+here `eval` knows only numbers and + - * / // % **, and every other resolver (`oc.env` reads the environment) is refused
+before a config from a file is used.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ArithmeticTextError(WorkspaceError, ValueError):
 
 
 class InterpolationError(WorkspaceError):
-    """A config whose interpolations ask for more than numbers and other entries of the config."""
+    """A config's interpolations use more than numbers and other entries of the config."""
 
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Number]] = {
@@ -119,11 +119,11 @@ def check_interpolations(config: Any, where: str) -> None:
     """Refuse a config (plain containers, not yet resolved) whose interpolations are not harmless.
 
     Allowed are references to other entries and the resolvers `ALLOWED_RESOLVERS`. Refused are all other resolvers,
-    computed references (`${${a}}`), references in a circle, and towers of references that would unfold to more
-    than `MAX_EXPANSION` characters.
+    computed references (`${${a}}`), circular references, and nested references that would expand to more than
+    `MAX_EXPANSION` characters.
 
     Raises:
-        InterpolationError: with the entry and what it asks for.
+        InterpolationError: names the entry and what it uses.
     """
     try:
         _Expansion(config, where).of(())
@@ -132,7 +132,7 @@ def check_interpolations(config: Any, where: str) -> None:
 
 
 class _Expansion:
-    """How long each entry gets once its references are followed; finds circles on the way."""
+    """The length of each entry once its references are followed; finds circular references on the way."""
 
     def __init__(self, config: Any, where: str) -> None:
         self.config = config
@@ -163,7 +163,7 @@ class _Expansion:
 
     def _references(self, path: tuple[str, ...], text: str) -> list[tuple[str, ...]]:
         if len(text) > MAX_TEXT:
-            raise self._refusal(path, f"has an interpolation in {len(text)} characters of text")
+            raise self._refusal(path, f"has an interpolation within {len(text)} characters of text")
         try:
             tree = parse(text)
         except GrammarParseError as error:

@@ -1,14 +1,14 @@
-"""Which ``shape_meta`` of a config counts for its policy: there are up to three of them, and they must agree.
+"""Which ``shape_meta`` of a config applies to its policy: there are up to three of them, and they must agree.
 
     policy.shape_meta          what the weights read and predict
     shape_meta
     task.shape_meta            where the configs of this project write it; the others refer to it
 
-The first that exists counts. Its ``names`` take precedence over the defaults for its width (``spec.default_names``).
+The first that exists applies. Its ``names`` take precedence over the defaults for its width (``spec.default_names``).
 
-``task.dataset.shape_meta`` is what a dataset is asked for: it must agree where a run opens the dataset, and says
-nothing of a checkpoint's weights; files of the predecessor hold another one there. A dataset's own attributes say
-which of its columns bears which name, and never what a policy reads.
+``task.dataset.shape_meta`` is what is read from a dataset: it must agree when a run opens the dataset, but says nothing
+about a checkpoint's weights; the predecessor's files hold a different one there. A dataset's own attributes say which
+column has which name, but never what a policy reads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_policy.resolvers import register_resolvers
 from diffusion_policy.spec import SpecError, StepSpec, read_shape_meta
 
-# In the order in which they count; each refers to the next one in the configs of this project.
+# In order of precedence; in this project's configs each refers to the next one.
 KEYS = ("policy.shape_meta", "shape_meta", "task.shape_meta")
 DATASET_KEY = "task.dataset.shape_meta"
 
@@ -31,7 +31,8 @@ def step_spec_of(cfg: DictConfig) -> StepSpec:
     """What the policy of a config reads and predicts.
 
     Raises:
-        SpecError: the config says it nowhere, in two places differently, or not as ``read_shape_meta`` reads it.
+        SpecError: the config does not say it, says it in two places differently, or in a form that ``read_shape_meta``
+            refuses.
     """
     spec = find_step_spec(cfg)
     if spec is None:
@@ -40,7 +41,7 @@ def step_spec_of(cfg: DictConfig) -> StepSpec:
 
 
 def find_step_spec(cfg: DictConfig) -> StepSpec | None:
-    """As :func:`step_spec_of`; None for a config that says it nowhere."""
+    """Like :func:`step_spec_of`; None for a config that does not say it."""
     specs = _read(cfg, KEYS)
     for key, other in itertools.pairwise(specs):
         _check_agreement(key, specs[key], other, specs[other], "they must say the same")
@@ -48,10 +49,10 @@ def find_step_spec(cfg: DictConfig) -> StepSpec | None:
 
 
 def trained_spec_of(cfg: DictConfig) -> StepSpec:
-    """As :func:`step_spec_of`, of a run whose dataset gives what its policy reads and predicts.
+    """Like :func:`step_spec_of`, for a run, whose dataset must supply what its policy reads and predicts.
 
     Raises:
-        SpecError: as there; or the dataset is asked for something else.
+        SpecError: as there; or the dataset's shape_meta differs.
     """
     spec = step_spec_of(cfg)
     for key, asked in _read(cfg, (DATASET_KEY,)).items():
@@ -60,7 +61,7 @@ def trained_spec_of(cfg: DictConfig) -> StepSpec:
 
 
 def _read(cfg: DictConfig, keys: tuple[str, ...]) -> dict[str, StepSpec]:
-    """Of the places that the config has, in order.
+    """The specs in those places that the config has, in order.
 
     Raises:
         SpecError: one cannot be resolved or read.

@@ -37,7 +37,7 @@ class StorageError(WorkspaceError, OSError):
     """A file cannot be written or read.
 
     Attributes:
-        refused: the file or folder that cannot be written; None of one that cannot be read.
+        refused: the file or folder that cannot be written; None for one that cannot be read.
     """
 
     refused: Path | None = None

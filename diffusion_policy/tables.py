@@ -1,6 +1,6 @@
 """Results for the terminal as plain data: lines of text and tables, in the order in which they are printed.
 
-What computes a result describes it with these; `terminal` prints them, for the entry points.
+Code that computes a result describes it with these; `terminal` prints them, for the entry points.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class Text:
 
     Args:
         parts: strings, or pairs of a string and its style.
-        style: of the strings without one: words such as "bold", "dim" or "red"; empty: none.
-        whole: not folded, such as a command that is to be copied.
+        style: of strings without their own: words such as "bold", "dim" or "red"; empty: none.
+        whole: not folded, such as a command to be copied.
     """
 
     def __init__(self, *parts: str | tuple[str, str], style: str = "", no_wrap: bool = False):
@@ -33,10 +33,10 @@ class Column:
     """A column of a table.
 
     Attributes:
-        title: its heading; a table whose columns have none is printed without headings.
-        right: aligned to the right, as numbers are.
+        title: its heading; a table without any is printed without headings.
+        right: aligned to the right, like numbers.
         whole: its cells are not folded.
-        min_width, max_width: in characters; None: as its cells need.
+        min_width, max_width: in characters; None: as its cells require.
     """
 
     title: str = ""
@@ -47,7 +47,7 @@ class Column:
 
 
 def numbers(*titles: str) -> list[Column]:
-    """Returns columns of these titles, aligned to the right."""
+    """Returns columns with these titles, aligned to the right."""
     return [Column(title, right=True) for title in titles]
 
 
@@ -61,7 +61,7 @@ class Table:
 
     Attributes:
         rows: cells by row, as many as columns.
-        sections: numbers of the rows that a line is drawn above.
+        sections: numbers of the rows with a line above them.
     """
 
     def __init__(self, *columns: str | Column, framed: bool = False, title: str = "", caption: str = ""):
@@ -71,22 +71,22 @@ class Table:
         self.sections: list[int] = []
 
     def add(self, *cells: str | Text, style: str = "") -> None:
-        """Appends a row; `style` is that of the cells which are strings."""
+        """Appends a row; `style` applies to cells that are strings."""
         if len(cells) != len(self.columns):
             raise ValueError(f"{len(cells)} cells in a row of {len(self.columns)} columns: {list(map(str, cells))}")
         self.rows.append(tuple(Text(cell, style=style) if isinstance(cell, str) else cell for cell in cells))
 
     def add_section(self) -> None:
-        """Separates the rows that follow from those before, in a table with a frame."""
+        """Separates the following rows from the previous ones, in a framed table."""
         self.sections.append(len(self.rows))
 
 
-# What is printed: a string as it is, with its own line breaks only; text and tables, fitted to the terminal.
+# What can be printed: strings, with their own line breaks only; text and tables, fitted to the terminal.
 Printable = str | Text | Table
 
 
 def as_texts(lines: Sequence[str], style: str = "") -> list[Text]:
-    """Returns each line as text of one style."""
+    """Returns each line as text with one style."""
     return [Text(line, style=style) for line in lines]
 
 

@@ -22,18 +22,18 @@ def show(shown: Printable | Sequence[Printable], console: Console | None = None)
         if isinstance(part, str):
             console.print(part, markup=False, highlight=False, soft_wrap=True)
         else:
-            no_wrap = isinstance(part, Text) and part.no_wrap  # rich folds a text whatever the text itself says
+            no_wrap = isinstance(part, Text) and part.no_wrap  # rich folds text regardless of the text's own setting
             console.print(drawn(part), highlight=False, crop=False, soft_wrap=no_wrap)
     console.file.flush()
 
 
 def show_heading(title: str) -> None:
-    """Prints a line across the terminal that begins with the title."""
+    """Prints a line across the terminal, starting with the title."""
     get_console().rule(DrawnText(title, "bold"), align="left")
 
 
 def show_line(text: str, style: str = "") -> None:
-    """Prints one line on stdout, above a progress bar that is shown; it is not folded."""
+    """Prints one line on stdout, above any visible progress bar; it is not folded."""
     get_console().print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -73,7 +73,7 @@ def _table(table: Table) -> DrawnTable:
 
 
 class _WithWordsBelow(Progress):
-    """A progress bar with a line of words below it, where there are some."""
+    """A progress bar with a line of words below it, if there are any."""
 
     words = ""
 
@@ -84,14 +84,14 @@ class _WithWordsBelow(Progress):
 
 
 class ProgressBar:
-    """Words, a bar, how many of how many, more words, and the remaining time; nothing where it is not seen.
+    """Words, a bar, the count and total, more words, and the remaining time; shows nothing if not visible.
 
     Args:
         before: the words before the bar.
-        total: what there is to do; None: not known yet.
-        done: of it, already done.
-        bar_width: in characters; None: what rich takes.
-        on_stderr: shown there, and removed at its end; else on stdout, where it stays.
+        total: the amount of work; None: not known yet.
+        done: the part already done.
+        bar_width: in characters; None: rich's default.
+        on_stderr: shown there, and removed at the end; else on stdout, where it stays.
         visible: False, or not a terminal: shows nothing.
         refresh_seconds: least time between two refreshes.
     """
@@ -117,18 +117,18 @@ class ProgressBar:
             console=console,
             transient=on_stderr,
             refresh_per_second=1 / max(refresh_seconds, 0.1),
-            disable=not (visible and console.is_interactive),  # one that is not shown would leave an empty line
+            disable=not (visible and console.is_interactive),  # a hidden bar would leave an empty line
         )
         self._task = self._bar.add_task(before, total=total, completed=done, after="")
 
     def update(self, done: int, total: int | None = None, before: str | None = None, after: str | None = None) -> None:
-        """Shows how much is done; what is None stays as it was."""
+        """Shows how much is done; arguments that are None stay unchanged."""
         fields: dict[str, Any] = {} if after is None else {"after": after}
         self._bar.update(self._task, completed=done, total=total, description=before, **fields)
 
     @property
     def per_second(self) -> float:
-        """How much is done in a second; 0 where that is not known yet."""
+        """The amount done per second; 0 if not known yet."""
         return self._bar.tasks[0].speed or 0.0
 
     def show_below(self, words: str) -> None:

@@ -1,4 +1,4 @@
-"""Time stamps: seconds everywhere in this project, another unit is named before anybody learns a rate from it."""
+"""Time stamps are seconds everywhere in this project; any other unit is named before a rate is derived from it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _PER_SECOND = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanose
 _RATE = "rate:"
 # Stamps from here on count from 1970 in that unit: as seconds they would be beyond the year 5000.
 _SINCE_1970 = (("nanoseconds", 1e17), ("microseconds", 1e14), ("milliseconds", 1e11))
-# No arm is recorded with so many seconds from step to step; the robot's period is a tenth of a second.
+# No arm is recorded with this many seconds between steps; the robot's period is a tenth of a second.
 _SLOWEST_SECONDS, _USUAL_SECONDS = 4.0, 0.1
-# Stamps that are rounded to more than this, and to more than this part of a step, tell no rate.
+# Stamps rounded to more than this, and to more than this part of a step, do not determine a rate.
 _FINE_SECONDS, _FINE_PART = 1e-3, 0.1
 
 
 @dataclass(frozen=True)
 class TimestampUnit:
-    """What recorded time stamps are in.
+    """The unit of recorded time stamps.
 
     Attributes:
-        name: as the flag says it.
+        name: its name for the flag.
         per_second: how many make a second; None if the stamps are lost.
-        hz: the rate that steps are counted at instead of lost stamps.
+        hz: the rate at which steps are counted in place of lost stamps.
     """
 
     name: str
@@ -48,12 +48,12 @@ class TimestampUnit:
 
 @dataclass(frozen=True)
 class TimestampFault:
-    """What keeps time stamps from being seconds.
+    """Why time stamps are not seconds.
 
     Attributes:
         message: what was found and what was expected.
         remedy: what to do.
-        flags: for a conversion, so that the stamps become seconds.
+        flags: flags of a conversion that turn the stamps into seconds.
     """
 
     message: str
@@ -68,7 +68,7 @@ def parse_timestamps(name: str | None) -> TimestampUnit | None:
     """The unit that the flag names; None without one.
 
     Raises:
-        SpecError: no such unit, or a rate that is none.
+        SpecError: there is no such unit, or the rate is invalid.
     """
     if name is None:
         return None
@@ -89,18 +89,18 @@ def add_timestamps(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         FLAG,
         metavar="UNIT",
-        help=f"what recorded time stamps are in: {', '.join(_PER_SECOND)}, or {_RATE}HZ where they are lost and steps "
-        "are to be counted (default: seconds)",
+        help=f"the unit of recorded time stamps: {', '.join(_PER_SECOND)}, or {_RATE}HZ if they are lost and "
+        "steps are to be counted (default: seconds)",
     )
 
 
 def timestamp_fault(
     stamps: NDArray[Any], where: str, episode_ends: Sequence[int] | NDArray[np.int64] | None = None
 ) -> TimestampFault | None:
-    """What keeps time stamps (N,) from being seconds; None if they may be.
+    """Why time stamps (N,) are not seconds; None if they may be.
 
     Args:
-        stamps: finite, as recorded: of one episode, or of several.
+        stamps: finite, as recorded, of one or several episodes.
         where: their name.
         episode_ends: (E,) exclusive; None for one episode.
     """
@@ -137,6 +137,6 @@ def _rounded(stamps: NDArray[Any], top: float, mean: float, where: str) -> Times
     return TimestampFault(
         f"{where}: time stamps are rounded to float32, which rounds times around {top:.0f} s to {spacing:.3g} s; "
         "expected float64",
-        f"record them as np.float64, or, where the recorder's rate is known, count steps with {FLAG} {_RATE}10 (Hz)",
+        f"record them as np.float64, or, if the recorder's rate is known, count steps with {FLAG} {_RATE}10 (Hz)",
         (FLAG, f"{_RATE}10"),
     )

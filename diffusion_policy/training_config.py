@@ -1,8 +1,8 @@
 """The config of a training run: composed in one way to be run, checked or inspected.
 
 A misspelled override is an error before anything starts, with the key that was probably meant. A config from elsewhere,
-such as the public predecessor's, may lack settings that came later: they take the defaults of the file in config/ that
-trains the same policy, and are named. What a policy is (task, policy, horizon) is never filled in.
+such as the public predecessor's, may lack settings added later: they take the defaults of the file in config/ that
+trains the same policy, and are named. The identity of a policy (task, policy, horizon) is never filled in.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from diffusion_policy.resolvers import register_resolvers
 
 logger = logging.getLogger(__name__)
 
-# What a policy is and what it is trained on: absent there, they are missing, not a matter of defaults.
+# What a policy is and what it is trained on: if absent, they are missing, and no default applies.
 NEVER_FILLED = frozenset({
     "_target_", "task", "shape_meta", "policy", "horizon", "n_obs_steps", "n_action_steps", "dataset_obs_steps",
     "obs_as_cond", "past_action_visible", "keypoint_visible_rate", "simulator",
 })  # fmt: skip
 # The learning rate, under this project's name and under that of torch's constructor.
 RATES = ("optimizer.learning_rate", "optimizer.lr")
-# Hydra's flag of a folder that is looked into, too.
+# Hydra's flag for an additional config folder.
 _CONFIG_DIR = ("--config-dir", "-cd")
-# Built by constructors, as any section with a `_target_`: their own defaults count for options that are absent.
+# Built by constructors, like any section with a `_target_`: their own defaults apply to absent options.
 FILLED_AS_A_WHOLE = frozenset({"ema"})
 
 
 class ConfigError(WorkspaceError):
-    """A config that cannot be composed or used; names the entry."""
+    """A config that cannot be composed or used; the message names the entry."""
 
 
 def compose_training(name: str = DEFAULT, overrides: Sequence[str] = ()) -> DictConfig:
@@ -59,7 +59,7 @@ def compose_training(name: str = DEFAULT, overrides: Sequence[str] = ()) -> Dict
         overrides: as for train.py.
 
     Raises:
-        ConfigError: no such config, or an override that does not exist.
+        ConfigError: there is no such config, or an override does not exist.
     """
     register_resolvers()
     path = Path(name)
@@ -102,7 +102,7 @@ def compose_arguments(arguments: Sequence[str], home: Path = CONFIG.parent) -> D
         home: what a relative --config-path is relative to.
 
     Raises:
-        ConfigError: no such config, or an override that does not exist.
+        ConfigError: there is no such config, or an override does not exist.
     """
     register_resolvers()
     arguments = _located(arguments)

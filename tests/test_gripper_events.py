@@ -134,7 +134,7 @@ def test_what_was_not_measured_is_not_defined(predicted, recorded, f1, recall, p
     assert (found["recall_interval"] is None) == (recall is None)
     assert (found["precision_interval"] is None) == (precision is None)
     assert (found["median_offset_steps"] is None) == (f1 != 1.0)
-    assert ("F1 and recall are not defined" in score.sentence()) == (f1 is None)
+    assert ("F1 and recall are undefined" in score.sentence()) == (f1 is None)
 
 
 def test_matches_most_pairs_before_the_nearest() -> None:
@@ -189,7 +189,7 @@ def test_scores_add_up() -> None:
     assert ((parts[0] + parts[1]).step_seconds, (parts[0] + parts[1]).tolerance_steps) == (0.1, 10)
     mixed = parts[0] + parts[2]
     assert (mixed.step_seconds, mixed.tolerance_steps, mixed.tolerance) == (None, None, "1 s")
-    with pytest.raises(ValueError, match="within 1 s and within 2 s do not add up"):
+    with pytest.raises(ValueError, match="within 1 s and within 2 s cannot be added"):
         parts[0] + score_gripper_events(np.ones(9), np.ones(9), tolerance_s=2.0)
 
 

@@ -179,7 +179,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "longer than stated": (CHECKPOINT, {"wrong_size": -7}, "more than its|bytes arrived"),
     "shorter than stated": (CHECKPOINT, {"wrong_size": 7}, "bytes arrived"),
     "larger than the disk": (CHECKPOINT, {"wrong_size": 2**60}, "GB, and .* has"),
-    "other bytes": (CHECKPOINT, {"wrong_hash": True}, "its SHA-256 is not"),
+    "other bytes": (CHECKPOINT, {"wrong_hash": True}, "its SHA-256 differs from"),
     "no address": ("hf://lab", {}, "expected hf://USER/REPO/FILE"),
 }  # fmt: skip
 

@@ -66,7 +66,7 @@ KINDS: dict[str, tuple[Change, str, str]] = {
     ),
     "rotation vector, gripper": (lambda a: rotation_vector(a, a[:, 7]), "rotation", "radians and a gripper"),
     "scaled quaternions": (scale_columns(slice(3, 7), 1000.0), "rotation", "quaternions scaled by 1e"),
-    "millimeters": (scale_columns(slice(0, 3), 1000.0), "position-unit", "no meters of an arm: millimeters"),
+    "millimeters": (scale_columns(slice(0, 3), 1000.0), "position-unit", "cannot be meters for an arm: millimeters"),
     "centimeters": (scale_columns(slice(0, 3), 100.0), "position-unit", "centimeters or millimeters"),
     "zero quaternions": (put(slice(5, 9), slice(3, 7), 0.0), "zero-quaternion", "at 4 of 60 steps, first at step 5"),
     "all zero quaternions": (put(slice(None), slice(3, 7), 0.0), "zero-quaternion", "zero at 60 of 60 steps"),
@@ -240,7 +240,7 @@ def test_trial_of_dataset_values(trial: Callable[..., Path], name: str) -> None:
 
 
 def test_trial_of_millimeters_and_scalar_first(trial: Callable[..., Path]) -> None:
-    with pytest.raises(TrajectoryError, match="no meters of an arm"):
+    with pytest.raises(TrajectoryError, match="cannot be meters for an arm"):
         open_trajectory(trial("11") / "episode_0000")
     open_trajectory(trial("10") / "episode_0000")  # it cannot be detected; the checks report where the tool points
 

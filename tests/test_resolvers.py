@@ -106,7 +106,7 @@ CHAIN = {f"a{level}": f"${{a{level + 1}}}" for level in range(5000)}
         (TOWER, "unfolds to more than"),
         (CHAIN, "nested too deeply"),
         ({"a": "${eval:"}, "not a valid interpolation"),
-        ({"a": "${b}" + "x" * 5000}, "an interpolation in 5004 characters"),
+        ({"a": "${b}" + "x" * 5000}, "an interpolation within 5004 characters"),
     ],
 )
 def test_harmful_interpolations_are_refused_by_name(config, reason):

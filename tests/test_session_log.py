@@ -117,7 +117,7 @@ def test_a_full_disk_stops_the_log_and_not_the_arm(tmp_path: Path, caplog: pytes
         assert reply["type"] == "action"
         assert "the log stopped: [Errno 28]" in reply["warnings"][0]
         assert client.ask({"type": "hello"})["log_stopped"]
-    assert "the robot is served all the same" in caplog.text
+    assert "the robot is still served" in caplog.text
 
 
 def test_a_log_that_stopped_with_lines_waiting_still_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

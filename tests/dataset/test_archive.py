@@ -167,7 +167,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda archive: archive.write_bytes(b""), "a damaged or truncated zip archive"),
     "text": (
         lambda archive: archive.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
-        "a damaged or cut zip",
+        "a damaged or truncated zip",
     ),
     "a record twice": (twice, "its record data/action/0.0 occurs twice"),
     "no dataset": (no_dataset, "holds no zarr group; expected one dataset"),
