@@ -295,7 +295,7 @@ def test_a_disk_that_fills_while_writing_keeps_the_former_file(written):
     before = written.read_bytes()
     result = warm_process.run(["-c", textwrap.dedent(FULL_DISK), written], written.parent)
     assert result.returncode == 1
-    assert "could not be written (File too large); the file that was there before is kept." in result.stderr
+    assert "could not be written (File too large); the previous file is kept." in result.stderr
     assert written.read_bytes() == before
     assert [path.name for path in written.parent.iterdir()] == ["latest.ckpt"]
 

@@ -343,7 +343,7 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
     "text": (b"loss 0.3\n" * 9, "a text that begins with 'loss 0.3"),
     "text in utf-16": ("a log of the run\r\n".encode("utf-16"), "a text that begins with 'a log of"),
     "empty": (b"", "an empty file"),
-    "zeros": (bytes(9000), "nothing but zeros where its content should begin"),
+    "zeros": (bytes(9000), "only zeros where its content should begin"),
     "gzip": (
         gzip.compress(b"PK\3\4" + bytes(99)),
         r"compressed with gzip, .*gunzip -c < '.*ckpt' > '.*unpacked\.ckpt'",
@@ -377,7 +377,7 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
     "video": (b"\x00\x00\x00\x18ftypmp42" + bytes(90), "a video"),
     "pdf": (b"%PDF-1.7\n\x80\x80" + bytes(90), "a PDF document"),
     "program": (b"\x7fELF\x02\x01" + bytes(90), "a program"),
-    "noise": (bytes(range(200, 255)) * 20, r"none of the formats that are read: .*see what `file "),
+    "noise": (bytes(range(200, 255)) * 20, r"not in a supported format: .*see what `file "),
 }
 
 

@@ -100,7 +100,7 @@ def test_recipe_builds_and_sets_state():
 def test_a_constant_on_the_list_is_data_and_not_a_thing_to_call():
     allowed = {("typing", "Any"): "typing.Any"}
     assert load(b"\x80\x02ctyping\nAny\n.", allowed=allowed, where="data.pkl") == "typing.Any"
-    with pytest.raises(UnsafePickleError, match="calls a str, which is not a thing to call"):
+    with pytest.raises(UnsafePickleError, match="calls a str, which cannot be called"):
         load(b"\x80\x02ctyping\nAny\n)R.", allowed=allowed, where="data.pkl")
 
 
@@ -119,7 +119,7 @@ def test_refuses_a_name_that_is_not_listed(function):
         (pickle.dumps(np.zeros(2, dtype=[("a", "f4")])), "only plain numbers and text"),
         (pickle.dumps(np.zeros(2), 2).replace(b"K\x02\x85", b"K\x03\x85"), r"shape \(3,\) and type float64 with 16"),
         (pickle.dumps(np.datetime64("2025-01-01")), "only plain numbers and text"),
-        (b"\x80\x02cnumpy\nndarray\n)R.", "not a thing to call"),
+        (b"\x80\x02cnumpy\nndarray\n)R.", "cannot be called"),
         (b"\x80\x02K\x01}b.", "sets the state of a int"),
         (b"\x80\x02K\x01K\x02a.", "appends to a int"),
         (b"\x80\x02]K\x01K\x02s.", "sets items of a list"),

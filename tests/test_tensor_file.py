@@ -186,7 +186,7 @@ def test_shards_that_hold_other_tensors_than_the_index_says(tmp_path):
 
 
 def test_a_folder_must_tell_which_file(tmp_path):
-    with pytest.raises(TensorFileError, match="an empty folder, not a file of weights; name the file"):
+    with pytest.raises(TensorFileError, match="an empty folder, not a weights file; name the file"):
         open_tensor_file(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     assert list(open_tensor_file(tmp_path).tensors) == ["a"]

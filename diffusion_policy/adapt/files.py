@@ -2,7 +2,7 @@
 
 A checkpoint of the policy is planned as a whole (live and averaged weights, optimizer, counters), and so is another
 program's file if the target is a policy of this project, whose config the new checkpoint gets. With any other target a
-file of weights is one state dict, and the result of its adaptation is a file of weights as well.
+weights file is one state dict, and the result of its adaptation is a weights file as well.
 """
 
 from __future__ import annotations

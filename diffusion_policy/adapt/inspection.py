@@ -1,4 +1,4 @@
-"""Inspects a file of weights without running code from it, and checks its bytes where the format has checksums.
+"""Inspects a weights file without running code from it, and checks its bytes where the format has checksums.
 
 Names and shapes come from the file's headers. The only tensors that are read are the minimum and maximum of the action,
 which show on which layout of seven dimensions a policy was trained. PyTorch's archives contain checksums, which are
@@ -152,7 +152,7 @@ class Inspection:
 
 
 def inspect_file(path: str | Path) -> Inspection:
-    """Inspect a file of weights.
+    """Inspect a weights file.
 
     Raises:
         WorkspaceError: it cannot be opened safely; the subclass and its message give the reason.

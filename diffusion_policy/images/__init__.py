@@ -1,8 +1,8 @@
-"""Encoded images -> RGB frames: one decoder and one judgment for recordings (converter) and observations (server).
+"""Encoded images -> RGB frames: one decoder and one set of rules for recordings (converter) and observations (server).
 
-An image is accepted if all of its pixels are there, and refused if one is missing or damaged, whatever surrounds them:
-bytes after the end marker, stray bytes before it, or Huffman tables that a webcam left out become notes of the result.
-What an 8-bit color camera does not write (16-bit depth, an animation, another format) is refused by name.
+An image is accepted if all of its pixels are there, and refused if any is missing or damaged. Anything else odd (bytes
+after the end marker, stray bytes before it, Huffman tables that a webcam left out) becomes a note of the result. What
+an 8-bit color camera does not write (16-bit depth, an animation, another format) is refused by name.
 """
 
 from diffusion_policy.images.decoding import (

@@ -18,14 +18,14 @@ from diffusion_policy.spec import ImageArray
 
 # Largest picture that is decoded unless the caller says otherwise: an 8K frame has 33 million pixels.
 MAX_PIXELS = 100_000_000
-# Decoded pixels left for each one wanted, per side, that are enough regardless of the picture (57 dB, as measured); and
-# the fewest, which spare half of the decoding again and are enough for pictures without much fine texture.
+# Decoded pixels per output pixel and side that suffice for any picture (57 dB, as measured); and the fewest, which
+# halve the decoding again and suffice for pictures without much fine texture.
 SAFE_PIXELS, FEWEST_PIXELS = 2.0, 1.5
-# By which a JPEG can be reduced while it is decoded; odd eighths lack fast code in libjpeg-turbo and cost more.
+# Factors by which a JPEG can be reduced in decoding; odd eighths lack fast code in libjpeg-turbo and cost more.
 _REDUCTIONS = (8, 4, 2)
 _FOUR_COLORS = 4
 _UPRIGHT = 1
-# What else ends up where a picture should be, by its first bytes.
+# Other files found in place of pictures, by their first bytes.
 _OTHER_KINDS = (
     (b"RIFF", "a WebP or other RIFF file"),
     (b"BM", "a BMP"),
@@ -61,9 +61,9 @@ class DecodedImage:
     """An image whose pixels are all there.
 
     Attributes:
-        frame: (H, W, 3) RGB uint8, upright, reduced if that was asked for.
+        frame: (H, W, 3) RGB uint8, upright, reduced if requested.
         size: (width, height) of the upright picture as it was encoded, before any reduction.
-        orientation: of EXIF, 1 to 8; 1 is upright. The frame is turned already.
+        orientation: of EXIF, 1 to 8; 1 is upright. The frame is already rotated.
         notes: what is odd about it, in a fixed order.
     """
 
@@ -88,8 +88,8 @@ def decode_image(
         where: its name, for errors.
         wanted: (width, height) that the frame will be resized to: lets the JPEG decoder reduce it by 2, 4 or 8 first.
             None decodes every pixel.
-        pixels: decoded pixels to be left for each wanted one, per side, where it is reduced.
-        max_pixels: that are decoded at all; checked against the header before any memory is taken.
+        pixels: decoded pixels to keep per wanted one and side when reducing.
+        max_pixels: the most that are decoded; checked against the header before any memory is allocated.
 
     Raises:
         ImageError: pixels are missing or damaged, it is of another kind, or larger than `max_pixels`.
@@ -143,7 +143,7 @@ def _not_an_image(data: bytes) -> str:
     count = f"{len(data)} bytes that do not decode"
     if data.startswith((jpeg.START, png.SIGNATURE)):
         kind = "JPEG" if data.startswith(jpeg.START) else "PNG"
-        return f"{count}: the {kind} is damaged or cut off before its pixels"
+        return f"{count}: the {kind} is damaged or truncated before its pixels"
     kind = next((name for magic, name in _OTHER_KINDS if data.startswith(magic)), "")
     return f"{count}: {kind or 'neither a JPEG nor a PNG'}; expected a JPEG or an 8-bit PNG"
 
@@ -192,7 +192,7 @@ def _reduction(size: tuple[int, int], wanted: tuple[int, int] | None, pixels: fl
 def _pixels(data: bytes, header: JpegHeader, reduction: int) -> tuple[ImageArray | None, str]:
     """The unrotated pixels, at 1 / reduction of the size; or None and the first warning of libjpeg.
 
-    OpenCV fills what is damaged with gray without a word, so that it is asked for four colors only, after libjpeg.
+    OpenCV silently fills damaged parts with gray, so it is used only for four-color images, after libjpeg.
     """
     has_four_colors = len(header.components) == _FOUR_COLORS
     width, height = (-(-side // reduction) for side in header.size)
@@ -206,7 +206,7 @@ def _pixels(data: bytes, header: JpegHeader, reduction: int) -> tuple[ImageArray
 
 
 def _by_opencv(data: bytes) -> ImageArray | None:
-    """The frame as stored, without EXIF rotation; None if OpenCV cannot read it, or finds it too wide."""
+    """The frame as stored, without EXIF rotation; None if OpenCV cannot read it, or considers it too wide."""
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         bgr = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
@@ -222,7 +222,7 @@ def _why_not(data: bytes, is_cut: bool, reason: str, where: str) -> str:
 
 
 def _upright(frame: ImageArray, orientation: int) -> ImageArray:
-    """The frame turned as EXIF asks (CIPA DC-008, tag 0x0112)."""
+    """The frame rotated according to EXIF (CIPA DC-008, tag 0x0112)."""
     if orientation >= 5:
         frame = frame.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

@@ -8,10 +8,11 @@ from diffusion_policy.spec import SpecError
 
 
 class ImageError(SpecError):
-    """An image that is not used: says which, what was found, what was expected.
+    """An image is refused: says which, what was found, and what was expected.
 
     Attributes:
-        code: "oversized" (more pixels than allowed, known before any memory is taken) or "bad_image" (all else).
+        code: "oversized" (more pixels than allowed, known before any memory is allocated) or "bad_image" (anything
+            else).
     """
 
     def __init__(self, message: str, code: Literal["bad_image", "oversized"] = "bad_image") -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 _DHT, _DRI, _SOS, _APP1 = 0xC4, 0xDD, 0xDA, 0xE1
-# Markers inside compressed data that end it: all but a stuffed 0xFF, restarts and fill bytes.
+# Markers that end compressed data: all except a stuffed 0xFF, restarts and fill bytes.
 _MARKER_IN_DATA = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _EXIF = b"Exif\x00\x00"
@@ -27,10 +27,10 @@ class Component:
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """What a JPEG states of itself before its pixels.
+    """What a JPEG declares before its pixels.
 
     Attributes:
-        size: (width, height) of the compressed picture, pixels, before it is turned.
+        size: (width, height) of the compressed picture, in pixels, before rotation.
         process: low byte of the frame marker: 0xC0 baseline, 0xC1 extended, 0xC2 progressive, ...
         precision: bits of a sample.
         components: 1 gray, 3 color, 4 CMYK.

@@ -17,12 +17,12 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 
 class CropRandomizer(nn.Module):
-    """Cuts (N, C, H, W) to (N, C, h, w): at random places while training, in the center otherwise.
+    """Cuts (N, C, H, W) to (N, C, h, w): at random positions in training, in the center otherwise.
 
     Args:
         size: h, w.
-        center_in_eval: False keeps the places random outside training too, as the reference does unless
-            ``eval_fixed_crop`` is set.
+        center_in_eval: False: random positions outside training too, as in the reference unless ``eval_fixed_crop`` is
+            set.
     """
 
     def __init__(self, size: tuple[int, int], *, center_in_eval: bool) -> None:
@@ -31,7 +31,7 @@ class CropRandomizer(nn.Module):
         self.center_in_eval = center_in_eval
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Crop; ``generator`` draws the places, one for each image."""
+        """Crop; ``generator`` draws the positions, one per image."""
         if self.training or not self.center_in_eval:
             return self._random(images, generator)
         (height, width), (h, w) = images.shape[-2:], self.size
@@ -39,9 +39,9 @@ class CropRandomizer(nn.Module):
         return images[..., top : top + h, left : left + w]
 
     def _random(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Crop by gathering, so that no place has to come back to the host."""
+        """Crop by gathering, so that no position has to be copied to the host."""
         n, (height, width), (h, w), device = len(images), images.shape[-2:], self.size, images.device
-        # A generator may live on another device than the images.
+        # The generator may be on another device than the images.
         drawn_on = generator.device if generator is not None else device
         top = torch.randint(height - h + 1, (n, 1), generator=generator, device=drawn_on).to(device)
         left = torch.randint(width - w + 1, (n, 1), generator=generator, device=drawn_on).to(device)
@@ -52,9 +52,9 @@ class CropRandomizer(nn.Module):
 
 
 class ColorJitter(nn.Module):
-    """Random brightness, contrast, saturation and hue of RGB images in [-1, 1], while training only.
+    """Random brightness, contrast, saturation and hue of RGB images in [-1, 1], in training only.
 
-    Each image draws its own strengths; the order of the four changes is drawn once a call.
+    Each image draws its own strengths; the order of the four changes is drawn once per call.
 
     Args:
         strengths: "brightness", "contrast", "saturation": factors are uniform in [1 - s, 1 + s], s >= 0; "hue": the
@@ -99,7 +99,7 @@ class ColorJitter(nn.Module):
         return torch.where(chosen, changed, images)
 
     def extra_repr(self) -> str:
-        """The strengths, and the share of images where it is not all, for the printed model."""
+        """The strengths, and the share of images if it is below 1, for the printed model."""
         strengths = self.strengths if self.p == 1 else {**self.strengths, "p": self.p}
         return ", ".join(f"{name}={number}" for name, number in strengths.items())
 

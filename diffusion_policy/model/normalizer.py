@@ -25,8 +25,8 @@ class SingleFieldLinearNormalizer(nn.Module):
     """The scale and offset of one key: a view of its entry in :class:`LinearNormalizer`.
 
     Attributes:
-        params_dict: "scale" and "offset", (D,) or (1,) for all dimensions alike, and "input_stats": min, max, mean
-            and std of the data they were fitted to, in the data's units.
+        params_dict: "scale" and "offset", (D,), or (1,) shared by all dimensions, and "input_stats": min, max, mean and
+            std of the data they were fitted to, in the data's units.
     """
 
     def __init__(self, params_dict: nn.ParameterDict) -> None:
@@ -45,8 +45,8 @@ class SingleFieldLinearNormalizer(nn.Module):
         """Fit to data (..., D).
 
         "limits" maps [min, max] of each dimension to [output_min, output_max]; a dimension whose range is below
-        ``range_eps`` is not blown up: scale 1, centered in the output range. "gaussian" maps to mean 0 and deviation 1,
-        with the same exception.
+        ``range_eps`` is not stretched: scale 1, centered in the output range. "gaussian" maps to mean 0 and deviation
+        1, with the same exception.
 
         Raises:
             ModelError: no data, or data that is not finite.
@@ -123,7 +123,7 @@ class SingleFieldLinearNormalizer(nn.Module):
 class LinearNormalizer(nn.Module):
     """Normalizers by key; empty until fitted, filled key by key, or loaded.
 
-    Loading a state_dict replaces all entries by those of the file, whatever their number and widths.
+    Loading a state_dict replaces all entries with the file's, whatever their number and widths.
     """
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class LinearNormalizer(nn.Module):
                 key, _, number = name.removeprefix(start).partition(".")
                 entries.setdefault(key, {})[number.removeprefix("input_stats.")] = value
         if entries:
-            # A number that the file lacks gets a place all the same, so that torch reports it as missing.
+            # A number that the file lacks is allocated all the same, so that torch reports it as missing.
             names, nothing = STATISTICS | {"offset", "scale"}, torch.empty(0)
             fields = {
                 key: {name: _constant(tensors.get(name, nothing)) for name in names} for key, tensors in entries.items()
@@ -190,7 +190,7 @@ def _constant(value: Tensor | np.ndarray | float) -> nn.Parameter:
 
 
 def _ordered(entries: Mapping[str, nn.Module] | Mapping[str, nn.Parameter]) -> nn.ParameterDict:
-    """A ParameterDict in alphabetical order, the order in files; built one by one, as torch sorts or not by version."""
+    """A ParameterDict in alphabetical order, as in files; built one by one, since only some torch versions sort."""
     result = nn.ParameterDict()
     for name in sorted(entries):
         result[name] = entries[name]

@@ -1,10 +1,10 @@
-"""Observation encoder: camera images and states -> one feature vector a step.
+"""Observation encoder: camera images and states -> one feature vector per step.
 
     rgb key      (N, 3, H, W) -> crop -> jitter -> ResNet-18 -> 1x1 conv -> spatial softmax -> Linear -> ReLU  (N, 64)
     low_dim key  (N, D) -------------------------------------------------------------------------------------  (N, D)
                                                          concatenated in the order of shape_meta.obs:          (N, Do)
 
-Input is normalized: images in [-1, 1]. The network is written on torch alone; its parameter names, also the ones that
+Input is normalized: images in [-1, 1]. The network is written on torch alone; its parameter names, including those that
 name a tensor twice, are those of existing files.
 
 Legend of shapes: N batch times observation steps, K = 32 keypoints, h w size of the feature map.
@@ -29,7 +29,7 @@ KEYPOINTS = 32
 IMAGE_FEATURES = 64
 WIDTH = 64  # channels of ResNet-18's first stage
 STRIDE = 32  # five layers of stride two
-ACTIVATIONS = ("relu", "none")  # what image features end in; the reference's is the first
+ACTIVATIONS = ("relu", "none")  # final activation of image features; the first is the reference's
 
 Norm = Callable[[int], nn.Module]
 
@@ -95,7 +95,7 @@ class ResNet18Conv(nn.Module):
 class SpatialSoftmax(nn.Module):
     """Expected image position of each of K keypoints, in [-1, 1] (Finn et al. 2016).
 
-    ``pos_x`` and ``pos_y`` (1, h*w) depend on the size of the feature map alone, and so on the crop.
+    ``pos_x`` and ``pos_y`` (1, h*w) depend only on the size of the feature map, and so on the crop.
     """
 
     def __init__(self, in_channels: int, feature_size: tuple[int, int], keypoints: int = KEYPOINTS) -> None:
@@ -140,7 +140,7 @@ class VisualCore(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, *reports: Any
     ) -> None:
-        """Refuse a file whose two names for one tensor disagree: the last read would win."""
+        """Refuse a file in which the two names of one tensor disagree; otherwise the last one read would win."""
         errors: list[str] = reports[-1]
         for name, twin in ((f"{prefix}backbone.", f"{prefix}nets.0."), (f"{prefix}pool.", f"{prefix}nets.1.")):
             for key in [key for key in state_dict if key.startswith(name)]:
@@ -165,10 +165,11 @@ class ObsEncoder(nn.Module):
         use_group_norm: GroupNorm instead of BatchNorm2d.
         eval_fixed_crop: center crop outside training (else random there too).
         color_jitter: strengths, see :class:`ColorJitter`; None: off.
-        width: channels of the first stage, a multiple of 16; 64 is ResNet-18, the parameters go with the square.
-        stride: pixels of the image a cell of the last feature map, 32 (ResNet-18), 16 or 8.
-        activation: "relu" of the image features, as in the reference, or "none". A feature that the ReLU holds at zero
-            for every image gets no gradient and stays there; without it none can.
+        width: channels of the first stage, a multiple of 16; 64 is ResNet-18. The number of parameters grows with its
+            square.
+        stride: image pixels per cell of the last feature map, 32 (ResNet-18), 16 or 8.
+        activation: "relu" of the image features, as in the reference, or "none". A feature that the ReLU sets to zero
+            for every image gets no gradient and stays at zero; without the ReLU this cannot happen.
 
     Raises:
         ModelError: a crop larger than an image, a camera that is not RGB, or another width, stride or activation.
@@ -208,13 +209,13 @@ class ObsEncoder(nn.Module):
             self.obs_nets[field.key] = VisualCore(crop_shape or (size[0], size[1]), norm, width, stride)
 
     def output_shape(self) -> tuple[int]:
-        """(Do,): 64 a camera and the width of each low-dimensional key."""
+        """(Do,): 64 per camera plus the width of each low-dimensional key."""
         return (sum(IMAGE_FEATURES if field.kind == "rgb" else field.shape[0] for field in self.spec.obs),)
 
     def forward(self, obs: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Encode normalized observations: images (N, 3, H, W) in [-1, 1], states (N, D).
 
-        ``generator`` draws the places of random crops.
+        ``generator`` draws the positions of random crops.
 
         Raises:
             ModelError: a key is missing or has another shape.
@@ -240,5 +241,5 @@ class ObsEncoder(nn.Module):
         return self.activate(self.obs_nets[key](images))
 
     def activate(self, features: Tensor) -> Tensor:
-        """Image features (N, 64) as the denoiser gets them, of what :class:`VisualCore` returns."""
+        """Image features (N, 64) as the denoiser gets them, from the output of :class:`VisualCore`."""
         return torch.relu(features) if self._rectifies else features

@@ -1,6 +1,6 @@
-"""A module that knows where it lives, even before it has weights.
+"""A module that knows its device, even before it has weights.
 
-The files name a parameter without elements, ``_dummy_variable``, for this; it stays, since names are a contract.
+Files hold an empty parameter, ``_dummy_variable``, for this; it stays, since names are a contract.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class PlacedModule(nn.Module):
-    """Base of the modules that create tensors of their own: gives ``device`` and ``dtype``.
+    """Base of modules that create tensors: provides ``device`` and ``dtype``.
 
     ``_dummy_variable`` takes no gradient: a parameter that the loss never reaches stalls distributed training.
     """

@@ -4,8 +4,9 @@ A pickle is a program. Python's unpickler imports the names in it and calls them
 ``find_class`` the program can patch classes (``BUILD`` on a class), use the extension registry, or allocate gigabytes
 from twenty bytes (a memo index of two billion). This package therefore has its own interpreter, which only knows the
 instructions that data needs. Names in the file are looked up in an allow-list given by the caller, whose values are
-constants, which are never called, or `Recipe` objects. An error that names the offending item refuses everything else.
-A caller that wants only some of a file may ask for stand-ins of other programs' classes, which hold nothing but a name.
+constants, which are never called, or `Recipe` objects. Everything else is refused with an error that names the
+offending item. A caller that needs only part of a file may request stand-ins for other programs' classes, which hold
+only a name.
 
 Limits: size of the file, number of instructions, size of integers, bytes allocated by recipes, and dictionary keys
 (flat ones only: a nested tuple can take exponential time to hash).

@@ -1,7 +1,7 @@
-"""The instructions of a pickle, one after the other, with their arguments.
+"""The instructions of a pickle, in order, with their arguments.
 
-What checkpoints consist of (a hundred thousand of a few kinds) is decoded from the bytes where they are; anything else
-by `pickletools`, as its table says.
+The instructions that checkpoints consist of (a hundred thousand of a few kinds) are decoded directly from the bytes;
+all others by `pickletools`, according to its table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def instructions(content: bytes) -> Iterator[tuple[str, Any, int]]:
     """(name, argument, offset) of each instruction up to STOP, like `pickletools.genops`, with strings of Python 2.
 
     Raises:
-        ValueError, IndexError, struct.error: broken or cut off.
+        ValueError, IndexError, struct.error: broken or truncated.
     """
     at = 0
     while at < len(content):
@@ -48,7 +48,7 @@ def _number(layout: str) -> _Reader:
 
 
 def _text(layout: str) -> _Reader:
-    """UTF-8 behind its length in bytes."""
+    """UTF-8 preceded by its length in bytes."""
     form = struct.Struct(layout)
 
     def read(content: bytes, at: int) -> tuple[str, int]:

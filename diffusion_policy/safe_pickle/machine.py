@@ -63,9 +63,9 @@ def load(
         where: name of the file, for messages.
         persistent_load: resolves references to external storage (PyTorch's tensors).
         max_bytes: the most bytes that are read.
-        stand_ins: put `StandIn` and `OpaqueObject` in the place of other programs' classes and of objects made of them
-            as data (by NEWOBJ). What is called, and any name of Python's own modules, of torch or of numpy, is
-            refused all the same.
+        stand_ins: substitute `StandIn` and `OpaqueObject` for other programs' classes and for objects created from them
+            as data (by NEWOBJ). Anything that is called, and any name from Python's own modules, torch or numpy, is
+            still refused.
 
     Raises:
         UnsafePickleError: a name that is not in `allowed`, an instruction that data does not need, a broken or too
@@ -73,7 +73,7 @@ def load(
     """
     content = data if isinstance(data, bytes) else data.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise UnsafePickleError(f"{where}: the pickle is larger than {max_bytes} bytes, the most that is read from it.")
+        raise UnsafePickleError(f"{where}: the pickle is larger than {max_bytes} bytes, the most that is read.")
     machine = _Machine(allowed, persistent_load, where, budget=4 * len(content) + 2**20, stand_ins=stand_ins)
     return machine.run(content)
 
@@ -91,7 +91,7 @@ def length_of_first(data: bytes, where: str) -> int:
             if count >= MAX_INSTRUCTIONS:
                 break
     except (ValueError, IndexError, OverflowError) as error:
-        raise UnsafePickleError(f"{where}: the pickle is broken or cut off ({error}).") from error
+        raise UnsafePickleError(f"{where}: the pickle is broken or truncated ({error}).") from error
     raise UnsafePickleError(f"{where}: the pickle has more than {MAX_INSTRUCTIONS} instructions, or no end.")
 
 
@@ -172,7 +172,7 @@ class _Machine:
         if isinstance(recipe, StandIn):
             raise self._not_allowed(recipe.name)
         if not isinstance(recipe, Recipe) or type(arguments) is not tuple:
-            raise self._refusal(f"the pickle calls a {type(recipe).__name__}, which is not a thing to call")
+            raise self._refusal(f"the pickle calls a {type(recipe).__name__}, which cannot be called")
         self._push_made(recipe.build(*arguments))
 
     def instantiate(self, _: None) -> None:
@@ -194,7 +194,7 @@ class _Machine:
         size = len(made) if isinstance(made, bytes) else made.nbytes if isinstance(made, np.ndarray) else 0
         self.budget -= size
         if self.budget < 0:
-            raise self._refusal("the pickle unfolds to far more memory than its own size")
+            raise self._refusal("the pickle expands to far more memory than its own size")
 
     def set_state(self, _: None) -> None:
         state, target = self.stack.pop(), self.stack[-1]

@@ -39,7 +39,7 @@ def _fitting_shape(shape: Any, dtype: Any, size: int) -> tuple[int, ...]:
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """Replacement of `_codecs.encode`, by which protocols 0 to 2 encode bytes."""
+    """Replacement of `_codecs.encode`, with which protocols 0 to 2 encode bytes."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise ValueError(f"an encoding {encoding!r}: bytes are spelled in latin1"[:200])
     return text.encode("latin1")
@@ -97,7 +97,7 @@ def _array_from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> np.n
 
 
 def _no_bytes() -> bytes:
-    """Replacement of `bytes()` without arguments, by which protocols 0 to 2 encode empty bytes."""
+    """Replacement of `bytes()` without arguments, with which protocols 0 to 2 encode empty bytes."""
     return b""
 
 

@@ -1,8 +1,8 @@
-"""Stand-ins for classes of other programs, for readers who want only the rest of a file.
+"""Stand-ins for classes of other programs, for readers that need only the rest of a file.
 
-Lightning pickles hyperparameters as they are: dataclasses and configs of the training program. Whether a name is that
-of a class cannot be known without importing it. So only what is made like an object (NEWOBJ) is replaced, nothing that
-is called (REDUCE), which enums are; and no name of a module whose names denote code.
+Lightning pickles hyperparameters unchanged: dataclasses and configs of the training program. Whether a name denotes a
+class cannot be known without importing it. So only what is created as an object (NEWOBJ) is replaced, but nothing that
+is called (REDUCE), as enums are, and no name from a module whose names denote code.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class StandIn:
 
 @dataclass(frozen=True)
 class OpaqueObject:
-    """Takes the place of an object of such a class. Its state, items and arguments are read past, and not kept."""
+    """Takes the place of an object of such a class. Its state, items and arguments are skipped."""
 
     name: str
 
 
 def may_be_data(module: Any, name: Any) -> bool:
-    """Whether a name may be that of another program's class: none of Python's own, of torch or of numpy."""
+    """Whether a name may be another program's class: not from Python's own modules, torch or numpy."""
     if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > _MAX_NAME:
         return False
     parts = [*module.split("."), *name.split(".")]

@@ -2,8 +2,8 @@
 
 `open_tensor_file` opens PyTorch's archives (`.ckpt`, `.pt`, `.pth`, `.weights`), current and from before 1.6,
 safetensors, alone or in shards, and VPT's `.model` pickles. Opening reads only headers, for any size of file; a tensor
-is memory-mapped on access, and its bytes are compared with their checksum then. Names of the same tensor have the same
-`storage`. Errors about other files state what kind of file was found.
+is memory-mapped on access, and its bytes are then compared with their checksum. Names of the same tensor have the same
+`storage`. For any other file the error states what kind of file was found.
 """
 
 from diffusion_policy.tensor_file.opened import TensorFile, TensorFileError, TensorInfo

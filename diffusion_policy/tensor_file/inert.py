@@ -19,9 +19,9 @@ MAX_DEPTH = 64
 MAX_NODES = 500_000
 
 _TYPE_NAMES = frozenset({"dict", "list", "tuple", "str", "int", "float", "bool", "bytes", "set", "NoneType"})
-# Nodes of omegaconf that hold one value; those of typed configs are the later ones.
+# Nodes of omegaconf that hold one value; the later ones occur in typed configs.
 _NODES = ("AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode", "BytesNode", "PathNode")
-# Lightning's dictionary of hyperparameters, by the versions' names of its module.
+# Lightning's dictionary of hyperparameters, by its module's names in different versions.
 _ATTRIBUTE_DICTS = (
     "lightning.fabric.utilities.data", "lightning_fabric.utilities.data", "pytorch_lightning.utilities.parsing",
     "lightning.pytorch.utilities.parsing",
@@ -43,7 +43,7 @@ class Inert:
 def to_plain(content: Any, where: str, stand_ins: Counter[str] | None = None) -> Any:
     """The content as plain Python: `Inert` containers are unwrapped, tuples and lists kept, arrays become tensors.
 
-    Stand-ins become texts; how many there are of each class is added to `stand_ins`.
+    Stand-ins become strings; their number per class is added to `stand_ins`.
 
     Raises:
         TensorFileError: nested deeper than `MAX_DEPTH`, more than `MAX_NODES` entries once shared parts are counted
@@ -63,7 +63,7 @@ class _Plainer:
         self.left -= 1
         if self.left < 0 or depth < 0:
             limit = f"more than {MAX_NODES} entries" if depth >= 0 else f"more than {MAX_DEPTH} levels"
-            raise TensorFileError(f"{self.where}: the content unfolds to {limit}; it was refused.")
+            raise TensorFileError(f"{self.where}: the content expands to {limit}; it was refused.")
         if type(value) in _VALUES:
             return value
         if isinstance(value, dict):
@@ -120,7 +120,7 @@ def _inert(kind: str) -> Recipe:
 def _set_dict_state(target: OrderedDict[Any, Any], state: Any) -> None:
     """Ignore `_metadata` of a module's state_dict, the versions of its layers, which no layer here reads."""
     if type(state) is not dict or set(state) - {"_metadata"}:
-        raise ValueError("an OrderedDict with attributes of its own")
+        raise ValueError("an OrderedDict with its own attributes")
 
 
 def _ordered_dict() -> OrderedDict[Any, Any]:
@@ -137,9 +137,9 @@ def _default_dict(factory: Any = None) -> dict[Any, Any]:
 
 
 def _path(*parts: Any) -> str:
-    """Replacement of pathlib's classes: the path as text."""
+    """Replacement of pathlib's classes: the path as a string."""
     if not all(type(part) is str for part in parts):
-        raise ValueError("a path of parts that are no texts")
+        raise ValueError("a path whose parts are not strings")
     return "/".join(parts).replace("//", "/")
 
 

@@ -1,9 +1,9 @@
 """Integrity of files: compares their bytes with a zip archive's CRC-32 or a recorded SHA-256.
 
-After an incomplete copy or on a failing disk, sizes and names can be right and numbers wrong. A zip archive contains a
-CRC-32 of each record, which is compared whenever weights are read. safetensors has no checksum, so a SHA-256 recorded
-in another file of the folder is used. Bytes are read, not memory-mapped: a bad sector then raises an error instead of
-ending the process, and checking takes no memory.
+After an incomplete copy or on a failing disk, sizes and names can be right while numbers are wrong. A zip archive
+contains a CRC-32 of each record, which is compared whenever weights are read. safetensors has no checksum, so a SHA-256
+recorded in another file of the folder is used. Bytes are read, not memory-mapped: a bad sector then raises an error
+instead of ending the process, and checking takes no memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from diffusion_policy.tensor_file.opened import TensorFileError, sha256_of_shard
 logger = logging.getLogger(__name__)
 
 BLOCK = 2**18
-SHARE = 8 * 2**20  # bytes of one task of a thread
+SHARE = 8 * 2**20  # bytes per task of a thread
 MAX_SIDECAR_BYTES = 64 * 2**20
 # More threads than this would be limited by memory bandwidth.
 MAX_THREADS = 4
@@ -53,7 +53,7 @@ class Records:
     """The records of an archive. Each is checked once, when its bytes are first read.
 
     Args:
-        file: the archive; it is kept open, since another file may take its name meanwhile.
+        file: the archive; it is kept open, since another file may take its name in the meantime.
         where: its name, for messages.
         records: by name.
     """
@@ -97,8 +97,8 @@ class Records:
         if not self.has_checksums:
             if names is None:
                 logger.warning(
-                    "%s: written without checksums (torch.serialization.set_crc32_options), so nothing tells whether "
-                    "its bytes are still those that were written",
+                    "%s: written without checksums (torch.serialization.set_crc32_options), so it cannot be "
+                    "known whether its bytes are still those that were written",
                     self.where,
                 )
                 self._pending.clear()
@@ -115,7 +115,7 @@ class Records:
     def describe(self) -> str:
         """Which checksums are recorded, and whether they were compared, as a sentence."""
         if not self.has_checksums:
-            return f"written without checksums: nothing tells whether its {len(self.by_name)} records are whole"
+            return f"written without checksums: it cannot be known whether its {len(self.by_name)} records are intact"
         if self._pending:
             return f"{len(self._pending)} of {len(self.by_name)} records were not compared with their CRC-32"
         return f"each of its {len(self.by_name)} records has the CRC-32 that was written"
@@ -155,11 +155,11 @@ def _damage(where: str, faults: Sequence[str], total: int) -> str:
     named = "; ".join(faults[:NAMED]) + (f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else "")
     return (
         f"{where}: it is damaged: {len(faults)} of its {total} records {'is' if len(faults) == 1 else 'are'} not what "
-        f"was written: {named}. A cut copy or a bad disk does that; {REMEDY}."
+        f"was written: {named}. Incomplete copies and bad disks cause this; {REMEDY}."
     )
 
 
-# ---- files without checksums of their own ----
+# ---- files without their own checksums ----
 
 
 @dataclass(frozen=True)

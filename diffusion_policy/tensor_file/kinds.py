@@ -66,13 +66,13 @@ def kind_of(path: Path) -> Kind:
     if fault is not None:
         raise TensorFileError(_sentence(path, *fault))
     raise TensorFileError(
-        f"{path}: it is none of the formats that are read: PyTorch's, safetensors, or a pickle of settings (it begins "
-        f"with {head[:4]!r}); see what `file {shlex.quote(str(path))}` says of it, or {REMEDY}."
+        f"{path}: it is not in a supported format: PyTorch's, safetensors, or a pickle of settings (it begins "
+        f"with {head[:4]!r}); see what `file {shlex.quote(str(path))}` says about it, or {REMEDY}."
     )
 
 
 def _sentence(path: Path | str, what: str, remedy: str) -> str:
-    return f"{path}: it is {what}, not a file of weights; {remedy}."
+    return f"{path}: it is {what}, not a weights file; {remedy}."
 
 
 def foreign_zip(path: str, names: list[str]) -> str | None:
@@ -107,11 +107,11 @@ def _path_fault(path: Path) -> _Kind | None:
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return None
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-    return kinds.get(stat.S_IFMT(mode), "no regular file"), "write it into a file first"
+    return kinds.get(stat.S_IFMT(mode), "not a regular file"), "write it into a file first"
 
 
 def _nearest(path: Path) -> str:
-    """Files of weights in the same folder, for the message."""
+    """Weights files in the same folder, for the message."""
     if not path.parent.is_dir():
         return f", nor a folder {path.parent}"
     others = sorted(file.name for file in path.parent.iterdir() if file.suffix in WEIGHT_SUFFIXES)
@@ -155,7 +155,7 @@ def _folder(path: Path) -> _Kind | None:
 
 # ---- by the first bytes ----
 
-_DOWNLOAD = "download it again with what the server asks for (an account, a token, the address of the raw file)"
+_DOWNLOAD = "download it again with what the server requires (an account, a token, the address of the raw file)"
 _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, robomimic)", "name a checkpoint that PyTorch wrote"),
     (0, b"\x93NUMPY", "a NumPy array", "name a checkpoint"),
@@ -189,7 +189,7 @@ def _content(path: Path, head: bytes) -> _Kind | None:
     if not head:
         return "an empty file", REMEDY
     if not any(head):
-        return "nothing but zeros where its content should begin, as an aborted copy leaves it", REMEDY
+        return "only zeros where its content should begin, as left by an aborted copy", REMEDY
     name, unpacked = shlex.quote(str(path)), shlex.quote(str(_unpacked(path)))
     for magic, what, tool, unpack in _PACKERS:
         if head.startswith(magic):
@@ -249,9 +249,9 @@ def _text(path: Path, head: bytes) -> _Kind | None:
         return f"a web page{_quoted(_title(text))}", _DOWNLOAD
     if low.startswith(("<?xml", "<error")):
         code = re.search(r"<Code>([\w.-]{1,60})</Code>", text)
-        return f"an XML document{_quoted(code[1] if code else '')}, as a store answers errors", _DOWNLOAD
+        return f"an XML document{_quoted(code[1] if code else '')}, the form in which stores report errors", _DOWNLOAD
     if start[:1] in "{[" and start:
-        return f"a JSON document{_quoted(_message(text))}", "name the file of weights itself"
+        return f"a JSON document{_quoted(_message(text))}", "name the weights file itself"
     if re.search(r"^\s*_target_:|^defaults:", text, re.MULTILINE):
         return "a config in YAML", "name the checkpoint that was trained with it"
     return f"a text that begins with {start[:40]!a}", _DOWNLOAD
@@ -312,8 +312,8 @@ def _zip(path: str, names: list[str]) -> _Kind | None:
 def of_weights_only(path: Path, kind: Kind) -> str:
     """A sentence on why a file with weights only is not a checkpoint of the policy."""
     what = {
-        "safetensors": "a safetensors file, which holds weights without the config that tells what they are of",
+        "safetensors": "a safetensors file, which holds weights without the config that describes them",
         "pickle": "a plain pickle, not a checkpoint that torch.save wrote",
-        "shards": "an index of shards, which hold weights without the config that tells what they are of",
+        "shards": "an index of shards, which hold weights without the config that describes them",
     }[kind]
     return f"{path}: it is {what}; see what is in it: {command('adapt', 'inspect', path)}."

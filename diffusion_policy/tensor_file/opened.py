@@ -24,7 +24,7 @@ class TensorInfo:
 
     name: str
     shape: tuple[int, ...]
-    dtype: str  # as PyTorch calls it, without the prefix: "float32", "bfloat16"
+    dtype: str  # PyTorch's name without the prefix: "float32", "bfloat16"
     nbytes: int
     storage: str
 
@@ -71,7 +71,7 @@ class TensorFile:
         return self.loader(name)
 
     def check_format(self) -> None:
-        """Compare the checksums of the format itself, which PyTorch's archives have, at 3 GB/s and more.
+        """Compare the format's own checksums, which PyTorch's archives have, at 3 GB/s or more.
 
         A hash recorded in another file takes several seconds per gigabyte; it is compared when tensors are read.
 

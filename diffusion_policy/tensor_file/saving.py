@@ -19,21 +19,22 @@ _SCALARS = (str, int, float, bool, bytes, type(None))
 
 
 def save_torch_zip(path: Path, content: dict[str, Any], check: Callable[[Path], None] | None = None) -> None:
-    """`torch.save` with dill, atomically: whatever happens, `path` holds the former file or the whole new one.
+    """`torch.save` with dill, atomically: whatever happens, `path` holds either the former file or the complete new
+    one.
 
     The new file is flushed to disk and opened with our own reader before it takes the former one's place.
 
     Args:
         path: of the file.
         content: what it holds.
-        check: called with the finished file before it takes its place; if it raises, the file never does.
+        check: called with the finished file before it is moved into place; if it raises, the file is discarded.
 
     Raises:
         TensorFileError: it could not be written (a full disk, no permission) or not read back; the former file is
             untouched and the unfinished one is removed.
     """
     try:
-        path.parent.stat()  # a folder that does not exist is a mistake in the path, and is not made
+        path.parent.stat()  # a missing folder is a mistake in the path, so it is not created
         with atomic_file(path, shared=False) as unfinished:
             _write(unfinished, path, content)
             if check is not None:
@@ -41,7 +42,7 @@ def save_torch_zip(path: Path, content: dict[str, Any], check: Callable[[Path], 
     except FileNotFoundError as error:
         raise _refusal(path, error) from error
     except StorageError as error:
-        if error.refused != path:  # of what `check` writes
+        if error.refused != path:  # about a file that `check` writes
             raise
         raise _refusal(path, error) from error
 
@@ -49,7 +50,7 @@ def save_torch_zip(path: Path, content: dict[str, Any], check: Callable[[Path], 
 def _write(unfinished: Path, path: Path, content: dict[str, Any]) -> None:
     """Write the archive, and open it."""
     try:
-        with unfinished.open("wb") as file:  # whose errors have a reason; those of PyTorch's own files have none
+        with unfinished.open("wb") as file:  # its errors give a reason; those of files that PyTorch opens do not
             torch.save(content, file, pickle_module=dill)
         read_torch_zip(
             unfinished, check=False
@@ -59,13 +60,13 @@ def _write(unfinished: Path, path: Path, content: dict[str, Any]) -> None:
 
 
 def _refusal(path: Path, error: Exception) -> TensorFileError:
-    """What the disk and PyTorch say, as one sentence about `path`."""
-    kept = "the file that was there before is kept" if path.exists() else "nothing was left behind"
+    """The error of the disk or PyTorch, as one sentence about `path`."""
+    kept = "the previous file is kept" if path.exists() else "nothing was left behind"
     return TensorFileError(f"{path}: could not be written ({_cause(error)}); {kept}.")
 
 
 def _cause(error: BaseException) -> str:
-    """The operating system's reason, which PyTorch wraps in errors of its own."""
+    """The operating system's reason, which PyTorch wraps in its own errors."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, OSError) and link.strerror:
@@ -75,17 +76,17 @@ def _cause(error: BaseException) -> str:
 
 
 class Portable:
-    """Turns what is to be saved into what every reader reads: plain containers, numbers, text and CPU tensors.
+    """Converts content into what every reader accepts: plain containers, numbers, strings and CPU tensors.
 
-    Names that shared a tensor share it afterwards. A tensor that covers only a part of its storage is copied, since
-    PyTorch saves storages whole.
+    Names that shared a tensor still share it. A tensor that covers only part of its storage is copied, since PyTorch
+    saves whole storages.
     """
 
     def __init__(self) -> None:
         self._tensors: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def of(self, value: Any, where: str) -> Any:
-        """`value`, portable. Raises TensorFileError with the dotted path `where` of what is no plain data."""
+        """`value`, portable. Raises TensorFileError with the dotted path `where` of anything that is not plain data."""
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
         if isinstance(value, np.generic):

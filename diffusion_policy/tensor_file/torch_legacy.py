@@ -2,8 +2,8 @@
 
     magic number | protocol | facts of the system | content | names of the storages | per storage: count, numbers
 
-The content refers to storages whose place is known only after it, so it is read twice: first for their sizes. There are
-no checksums in it; a SHA-256 recorded in another file of the folder is used.
+The content refers to storages whose positions come only after it, so it is read twice: first for their sizes. The
+format has no checksums; a SHA-256 recorded in another file of the folder is used.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Sizes = tuple[int, int]
 
 
 def read_torch_legacy(path: Path, *, check: bool = True, stand_ins: bool = False) -> TorchArchive:
-    """Open such a file; nothing in it is run.
+    """Open such a file; none of its code is run.
 
     Args:
         path: of the file.
-        check: compare it now with the SHA-256 that somebody recorded for it, if there is one.
-        stand_ins: read past objects of other programs' classes (`safe_pickle.load`).
+        check: compare it now with the SHA-256 recorded for it, if there is one.
+        stand_ins: skip objects of other programs' classes (`safe_pickle.load`).
 
     Raises:
-        TensorFileError: cut off, damaged, or with sizes that cannot be right.
+        TensorFileError: truncated, damaged, or with impossible sizes.
         UnsafePickleError: a pickle in it names something that is not on the allow-list.
     """
     where = str(path)
@@ -63,7 +63,7 @@ def read_torch_legacy(path: Path, *, check: bool = True, stand_ins: bool = False
 
 
 class _Pickles:
-    """The pickles at the beginning of a file, one after the other."""
+    """The pickles at the beginning of a file, in order."""
 
     def __init__(self, file: BinaryIO, where: str) -> None:
         self.file = file
@@ -71,23 +71,23 @@ class _Pickles:
         self.at = 0
 
     def program(self) -> bytes:
-        """The next one, not yet run."""
+        """The bytes of the next one, not yet interpreted."""
         self.file.seek(self.at)
         ahead = self.file.read(MAX_PICKLE_BYTES)
         try:
             length = length_of_first(ahead, self.where)
         except UnsafePickleError as error:
-            raise TensorFileError(f"{self.where}: its content is cut off or damaged: {REMEDY}.") from error
+            raise TensorFileError(f"{self.where}: its content is truncated or damaged: {REMEDY}.") from error
         self.at += length
         return ahead[:length]
 
     def plain(self) -> Any:
-        """The next one, of numbers, texts and containers."""
+        """The next one, consisting of numbers, strings and containers."""
         return load(self.program(), allowed={}, where=self.where)
 
 
 def _reference(reference: Any, where: str) -> tuple[Any, ...]:
-    """A reference to a storage as later versions write it: without the view that it may be."""
+    """A reference to a storage in the form of later versions, which do not refer to views."""
     if type(reference) is not tuple or len(reference) != 6 or reference[5] is not None:
         raise TensorFileError(
             f"{where}: it refers to outside storage as PyTorch did before 0.4, or not as PyTorch does; open it with "
@@ -97,7 +97,7 @@ def _reference(reference: Any, where: str) -> tuple[Any, ...]:
 
 
 def _sizes_of(program: bytes, where: str, *, stand_ins: bool) -> dict[str, Sizes]:
-    """How many numbers of how many bytes each storage holds that the content refers to."""
+    """For each storage that the content refers to, how many numbers it holds, and their size in bytes."""
     sizes: dict[str, Sizes] = {}
 
     def note(reference: Any) -> None:
@@ -112,7 +112,7 @@ def _sizes_of(program: bytes, where: str, *, stand_ins: bool) -> dict[str, Sizes
 
 
 def _no_tensor(*_: Any) -> None:
-    """In place of a tensor, while only storages are looked for."""
+    """Replaces tensors while only storages are looked for."""
 
 
 def _records(
@@ -121,7 +121,7 @@ def _records(
     """The offset of each storage."""
     keys = pickles.plain()
     if not isinstance(keys, list) or not all(type(key) is str for key in keys) or len(set(keys)) != len(keys):
-        raise TensorFileError(f"{where}: its list of storages is not one; it is damaged: {REMEDY}.")
+        raise TensorFileError(f"{where}: its list of storages is invalid; it is damaged: {REMEDY}.")
     records: dict[str, Record] = {}
     at = pickles.at
     for key in keys:
@@ -134,7 +134,7 @@ def _records(
         if counted != numel or at + numel * itemsize > file_size:
             raise TensorFileError(
                 f"{where}: the storage {key[:80]!r} should hold {numel} numbers; the file has {counted}, or ends "
-                f"before: it is cut off or damaged: {REMEDY}."
+                f"before that: it is truncated or damaged: {REMEDY}."
             )
         records[key] = Record(key, at, numel * itemsize, 0)
         at += numel * itemsize

@@ -1,8 +1,9 @@
 """PyTorch's zip archives: one pickle, and one uncompressed entry for each storage.
 
-The directory is checked before anything in it is believed: sizes against the file, names against tricks, no entry
-compressed (PyTorch never does; a zip bomb must). Records are compared with their CRC-32 before they are believed. The
-pickle goes through `safe_pickle`. Storages are mapped copy-on-write, and tensors that shared a storage share it again.
+The directory is checked before anything in it is trusted: sizes against the file, names for tricks, and no entry may be
+compressed (PyTorch never does that; a zip bomb must). Records are compared with their CRC-32 before they are trusted.
+The pickle goes through `safe_pickle`. Storages are mapped copy-on-write, and tensors that shared a storage share it
+again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MAX_DIRECTORY_BYTES = 4 * 2**20
 MAX_PICKLE_BYTES = 64 * 2**20
 MAX_DIMENSIONS = 32
 MAX_SIDE = 2**48
-# A run that is training replaces its checkpoint; one that is read at that instant is read again.
+# A training run replaces its checkpoint; if that happens while it is read, it is read again.
 ATTEMPTS = 3
 
 _END_RECORD = struct.Struct("<4s4H2LH")  # end of central directory: the directory's size is its sixth value
@@ -40,7 +41,7 @@ _UNSET = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class StorageType:
-    """`torch.FloatStorage` and its like: only the type of number matters."""
+    """`torch.FloatStorage` and the like: only the number type matters."""
 
     dtype: torch.dtype
 
@@ -82,7 +83,7 @@ class TorchArchive:
     Attributes:
         content: plain Python with mapped tensors.
         identities: names the storage and view of each tensor, by `id`.
-        integrity: what tells whether its bytes are those that were written.
+        integrity: checks whether its bytes are those that were written.
         storages: the record that holds the bytes of each tensor, by `id`; empty if records have no checksums.
         stand_ins: how many objects of each class, of other programs, were not read.
     """
@@ -94,7 +95,7 @@ class TorchArchive:
     stand_ins: Mapping[str, int] = field(default_factory=dict)
 
     def check(self, tensors: Iterable[torch.Tensor] | None = None) -> None:
-        """Compare the bytes of some of its tensors, or of all that is in it, with what was written.
+        """Compare the bytes of some of its tensors, or of everything in it, with what was written.
 
         Raises:
             TensorFileError: they differ; names the record and what it holds.
@@ -108,26 +109,26 @@ class TorchArchive:
         self.integrity.check(names, self._holds)
 
     def describe(self) -> str:
-        """What is recorded, and whether it was compared."""
+        """Which checksums are recorded, and whether they were compared."""
         return self.integrity.describe()
 
     def _holds(self, record: str) -> str:
-        """The first tensor of a record by its dotted path; empty for what is no storage."""
+        """The dotted path of the first tensor in a record; empty if the record is not a storage."""
         tensors = walk(self.content, "the archive")
         return next((path for path, tensor in tensors if self.storages.get(id(tensor)) == record), "")
 
 
 def read_torch_zip(path: Path, *, check: bool = True, stand_ins: bool = False) -> TorchArchive:
-    """Open a file that `torch.save` wrote; nothing in it is run.
+    """Open a file written by `torch.save`; none of its code is run.
 
     Args:
         path: of the file.
-        check: compare every record with its CRC-32 now. False: only those that are read at once; for those that look at
-            names and shapes, or that call `TorchArchive.check` before they look at numbers.
-        stand_ins: read past objects of other programs' classes (`safe_pickle.load`).
+        check: compare every record with its CRC-32 now. False: only those that are read immediately; for callers that
+            need only names and shapes, or that call `TorchArchive.check` before they use numbers.
+        stand_ins: skip objects of other programs' classes (`safe_pickle.load`).
 
     Raises:
-        TensorFileError: not such an archive, damaged, or with sizes and names that cannot be right.
+        TensorFileError: not such an archive, damaged, or with impossible sizes or names.
         UnsafePickleError: its pickle names something that is not on the allow-list.
     """
     for _ in range(ATTEMPTS):
@@ -136,7 +137,7 @@ def read_torch_zip(path: Path, *, check: bool = True, stand_ins: bool = False) -
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
     else:
-        raise TensorFileError(f"{path}: it is replaced again and again while it is read; take a copy of it")
+        raise TensorFileError(f"{path}: it keeps being replaced while it is read; make a copy of it")
     if check:
         archive.check()
     return archive
@@ -151,7 +152,7 @@ def _read(file: BinaryIO, path: Path, *, stand_ins: bool) -> TorchArchive:
         raise TensorFileError(f"{where}: its data.pkl has {pickle_size} bytes, more than {MAX_PICKLE_BYTES}.")
     order = f"{root}byteorder"
     if order in records.by_name and records.read(order, 8) != b"little":
-        raise TensorFileError(f"{where}: it was written on a big-endian machine; save it again on a usual one.")
+        raise TensorFileError(f"{where}: it was written on a big-endian machine; save it again on a little-endian one.")
     pickle = records.read(f"{root}data.pkl", MAX_PICKLE_BYTES)
     tensors = Tensors(path, f"{root}data/", records.by_name)
     allowed: Allowed = {**CONTENT_GLOBALS, **tensors.recipes()}
@@ -169,7 +170,7 @@ def _read_at(file: BinaryIO, at: int, size: int) -> bytes:
 
 
 def _root(entries: dict[str, Record], where: str) -> str:
-    """The one folder that PyTorch puts everything in, as a prefix."""
+    """The one folder into which PyTorch puts everything, as a prefix."""
     pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise TensorFileError(
@@ -183,7 +184,7 @@ def _root(entries: dict[str, Record], where: str) -> str:
 
 
 def _read_directory(file: BinaryIO, where: str) -> dict[str, Record]:
-    """Where each entry's data are, once the directory has passed its checks."""
+    """The location of each entry's data, once the directory has passed its checks."""
     file_size = file.seek(0, 2)
     _check_directory_size(file, file_size, where)
     try:
@@ -204,7 +205,7 @@ def _read_directory(file: BinaryIO, where: str) -> dict[str, Record]:
 
 
 def _check_directory_size(file: BinaryIO, file_size: int, where: str) -> None:
-    """Python's zipfile reads the whole directory at its word; so look at the word first."""
+    """Check the claimed size first, since Python's zipfile reads a directory of whatever size is claimed."""
     tail_at = max(0, file_size - 2**16 - _END_RECORD.size)
     tail = _read_at(file, tail_at, file_size - tail_at)
     at = tail.rfind(b"PK\x05\x06")
@@ -228,8 +229,8 @@ def _check_entry(info: zipfile.ZipInfo, where: str) -> None:
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
         raise TensorFileError(
             f"{where}: the zip entry {name[:80]!r} is compressed or encrypted ({info.compress_size} bytes for "
-            f"{info.file_size}); PyTorch writes plain entries, so this one is refused. If the archive was packed anew, "
-            "unpack it and pack it without compression (zip -0 -r)."
+            f"{info.file_size}); PyTorch writes plain entries, so this one is refused. If the archive was "
+            "repacked, unpack it and pack it without compression (zip -0 -r)."
         )
 
 
@@ -264,7 +265,7 @@ def tensor_globals(rebuild: Callable[..., Any], typed: Callable[..., Any], param
 
 
 class Tensors:
-    """Makes the tensors that the pickle describes, over one mapping of the file."""
+    """Builds the tensors that the pickle describes, over one mapping of the file."""
 
     def __init__(self, path: Path, folder: str, entries: dict[str, Record]) -> None:
         self.where = str(path)
@@ -277,7 +278,7 @@ class Tensors:
         self.records: dict[int, str] = {}
 
     def recipes(self) -> Allowed:
-        """What the pickle may name of PyTorch's."""
+        """The PyTorch names that the pickle may use."""
         return tensor_globals(self.rebuild, self.rebuild_typed, self.parameter)
 
     def storage(self, reference: Any) -> _Storage:

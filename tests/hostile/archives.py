@@ -161,7 +161,7 @@ def two_programs(folder: Path, command: str) -> Path:
     return archive(folder, EMPTY, {"other/data.pkl": assemble(call("os.system", text(command)))})
 
 
-@case("an .npz of NumPy arrays, not a file of weights")
+@case("an .npz of NumPy arrays, not a weights file")
 def archive_of_something_else(folder: Path, command: str) -> Path:
     path = folder / "hostile.ckpt"
     np.savez(folder / "arrays.npz", a=np.zeros(3))
@@ -179,12 +179,12 @@ def bytes_in_the_other_order(folder: Path, command: str) -> Path:
     return archive(folder, EMPTY, {"archive/byteorder": b"big"})
 
 
-@case("an empty folder, not a file of weights")
+@case("an empty folder, not a weights file")
 def folder_instead_of_a_file(folder: Path, command: str) -> Path:
     return folder
 
 
-@case("a pipe, not a file of weights")
+@case("a pipe, not a weights file")
 def pipe_that_never_answers(folder: Path, command: str) -> Path:
     path = folder / "hostile.ckpt"
     os.mkfifo(path)
@@ -267,7 +267,7 @@ def legacy_storage_that_nothing_uses(folder: Path, command: str) -> Path:
     return legacy(folder, EMPTY, pickle.dumps(["1"], 2), data=struct.pack("<q", 4) + bytes(16))
 
 
-@case("list of storages is not one")
+@case("list of storages is invalid")
 def legacy_list_that_is_a_number(folder: Path, command: str) -> Path:
     return legacy(folder, EMPTY, pickle.dumps(7, 2))
 
@@ -277,7 +277,7 @@ def legacy_of_a_big_endian_machine(folder: Path, command: str) -> Path:
     return legacy(folder, EMPTY, facts=pickle.dumps({"little_endian": False}, 2))
 
 
-@case("cut off or damaged")
+@case("truncated or damaged")
 def legacy_cut_in_its_pickle(folder: Path, command: str) -> Path:
     path = legacy(folder, storage_of(4, 4), KEYS, data=struct.pack("<q", 4) + bytes(16))
     os.truncate(path, 120)

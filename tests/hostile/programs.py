@@ -41,7 +41,7 @@ PROGRAMS: dict[str, tuple[Callable[[str], bytes], str]] = {
     "dill_type_of_types": (lambda c: call("dill._dill._load_type", text("type")), "the type 'type'"),
     "dill_type_called": (
         lambda c: call("dill._dill._load_type", text("dict")) + b")R",
-        "calls a str, which is not a thing to call",
+        "calls a str, which cannot be called",
     ),
     "constant_called": (lambda c: call("typing.Any", text(c)), "calls a str"),
     "storage_type_called": (lambda c: call("torch.FloatStorage", b"K\x05"), "calls a StorageType"),
@@ -61,7 +61,7 @@ PROGRAMS: dict[str, tuple[Callable[[str], bytes], str]] = {
     ),
     "dictionary_with_attributes": (
         lambda c: call("collections.OrderedDict") + b"}" + text("__class__") + b"K\x01sb",
-        "attributes of its own",
+        "OrderedDict with its own attributes",
     ),
     "instance": (lambda c: b"(" + text(c) + b"ios\nsystem\n", "an instance of os.system"),
     "object_opcode": (lambda c: b"(" + named("os.system") + text(c) + b"o", "asks for os.system"),

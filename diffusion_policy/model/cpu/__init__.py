@@ -1,1 +1,1 @@
-"""The same numbers as torch, faster on a CPU: arithmetic, convolution, group norm, and compiled kernels."""
+"""Faster versions of torch's operations on a CPU, with the same results: convolution, group norm, compiled kernels."""

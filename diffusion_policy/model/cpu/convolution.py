@@ -1,10 +1,10 @@
-"""Convolutions that cost less on a CPU in float32: the same sums, in another order.
+"""Convolutions that are cheaper on a CPU in float32: the same sums, in another order.
 
-3x3, stride 1, many channels: Winograd (1980). A tile of m x m outputs needs m + 2 numbers of input each way. Brought to
-(m + 2)^2 points by fixed small matrices, the convolution is one matrix product over channels at each point, and so are
-both of its gradients: (m + 2)^2 / m^2 multiplications an output instead of 9. Matrices: Lavin & Gray 2015
-(arXiv:1509.09308). Going to points and back is compiled (kernels/winograd.cpp). All other convolutions are trained with
-the library's. Rounding differs from torch's own in the sixth digit.
+3x3, stride 1, many channels: Winograd (1980). A tile of m x m outputs needs m + 2 input numbers each way. Transformed
+to (m + 2)^2 points by small fixed matrices, the convolution is one matrix product over channels at each point, and so
+are both of its gradients: (m + 2)^2 / m^2 multiplications per output instead of 9. Matrices: Lavin & Gray 2015
+(arXiv:1509.09308). The transforms are compiled (kernels/winograd.cpp). All other convolutions are trained with the
+library's. Rounding differs from torch's own in the sixth digit.
 
 Legend of shapes: N images, H W size, C input and K output channels, m tile size, Q = (m + 2)^2 points, P tiles of all
 images.
@@ -23,11 +23,11 @@ from torch.nn import functional
 
 from diffusion_policy.model.cpu import kernels
 
-# Below this many channels going to points and back costs what the cheaper products save.
+# Below this many channels the transforms cost what the cheaper products save.
 FEWEST_CHANNELS = 64
-# Feature maps this small are cut into the smaller tiles, of which fewer hang over the border.
+# Feature maps this small use the smaller tiles, which waste less at the border.
 SMALL_MAP, SMALL_TILE, LARGE_TILE = 8, 3, 4
-# Numbers of points worked on at a time: 8 MB stay in a CPU's cache. Larger kernels: as many as pay for reading one.
+# Numbers of points processed at a time: 8 MB stay in a CPU's cache. Larger kernels: enough to pay for reading one.
 CACHED = 2 << 20
 
 
@@ -38,7 +38,7 @@ def tile_of(images: Tensor) -> int:
 
 @cache
 def of_kernel(tile: int) -> Tensor:
-    """(Q, 9) from a 3x3 kernel to points; the other matrices are in kernels/winograd.cpp."""
+    """The matrix (Q, 9) from a 3x3 kernel to points; the others are in kernels/winograd.cpp."""
     if tile == SMALL_TILE:
         matrix = [[1 / 2, 0, 0], [-1 / 2] * 3, [-1 / 6, 1 / 6, -1 / 6], [1 / 6, 1 / 3, 2 / 3], [0, 0, 1]]
     else:
@@ -51,17 +51,17 @@ def of_kernel(tile: int) -> Tensor:
 
 
 def kernel_points(weight: Tensor, tile: int, *, turned: bool = False) -> Tensor:
-    """(K, C, 3, 3) -> (Q, K, C); `turned` by 180 degrees."""
+    """(K, C, 3, 3) -> (Q, K, C); with `turned`, rotated by 180 degrees."""
     matrix = of_kernel(tile)
     if turned:
         matrix = matrix.flip(1)
     n_outputs = len(weight)
-    # One small product an output channel: as one product it is three times slower, since 9 numbers are adjacent.
+    # One small product per output channel: a single product is three times slower, since only 9 numbers are adjacent.
     return torch.bmm(matrix.expand(n_outputs, -1, -1), weight.reshape(n_outputs, -1, 9).mT).permute(1, 0, 2)
 
 
 def images_at_a_time(images: Tensor, tile: int, kernel: Tensor) -> int:
-    """How many of (N, H, W, C) to bring to points in one go."""
+    """How many of the images (N, H, W, C) to transform at once."""
     _, height, width, channels = images.shape
     one = (tile + 2) ** 2 * -(-height // tile) * -(-width // tile) * channels
     return max(1, max(CACHED, 2 * kernel.numel()) // one)
@@ -89,7 +89,7 @@ def kernel_gradient(images: Tensor, gradient: Tensor, tile: int) -> Tensor:
 
 
 def patches_of(images: Tensor, size: int, stride: int, padding: int) -> Tensor:
-    """What each output pixel of a convolution reads: (N, H, W, C) -> (N, rows, columns, size * size * C)."""
+    """The input of each output pixel of a convolution: (N, H, W, C) -> (N, rows, columns, size * size * C)."""
     padded = functional.pad(images, (0, 0, padding, padding, padding, padding)) if padding else images
     n, height, width, channels = padded.shape
     image, row, pixel, _ = padded.stride()
@@ -114,16 +114,16 @@ class _Winograd(torch.autograd.Function):
         gradient = kernels.channels_last(gradient)
         kernel = kernel_gradient(images, gradient, tile)
         of_weight = (of_kernel(tile).T @ kernel.view(len(kernel), -1)).T.reshape(weight.shape)
-        # The gradient of the input is the convolution of the output's gradient with the turned kernel.
+        # The gradient of the input is the convolution of the output's gradient with the rotated kernel.
         of_images = convolve(gradient, kernel_points(weight, tile, turned=True), tile)
         return of_images.permute(0, 3, 1, 2), of_weight
 
 
 class Convolution(nn.Conv2d):
-    """Convolution without bias; `fast` makes it use what this module is about (float32 on a CPU only).
+    """Convolution without bias; `fast` selects this module's methods (float32 on a CPU only).
 
-    `frozen` says that the weights will not change and gradients are not needed: what depends on the weights alone is
-    computed once, and images are few, so that strided convolutions and those of the smallest maps become one product
+    `frozen` says that the weights will not change and gradients are not needed: whatever depends only on the weights is
+    computed once. There are few images then, so strided convolutions and those of the smallest maps become one product
     of few rows each. An image's result does not depend on the others in the batch.
     """
 
@@ -131,7 +131,7 @@ class Convolution(nn.Conv2d):
         super().__init__(in_channels, channels, size, stride, padding, bias=False)
         self.fast = False
         self.frozen = False
-        self._at_points: Tensor | None = None  # of large tiles
+        self._at_points: Tensor | None = None  # for large tiles
         self._in_strips: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class Convolution(nn.Conv2d):
         if self.in_channels < FEWEST_CHANNELS or self.out_channels % kernels.STRIP:
             return torch.cat([super(Convolution, self).forward(image) for image in images.split(1)])
         last = kernels.channels_last(images)
-        # On the smallest maps reading a kernel at points takes longer than the multiplications that it saves.
+        # On the smallest maps, reading a kernel at points takes longer than the multiplications it saves.
         if self._is_cheaper_at_points() and tile_of(last) == LARGE_TILE:
             if self._at_points is None:
                 points = kernel_points(self.weight.detach(), LARGE_TILE).transpose(1, 2)

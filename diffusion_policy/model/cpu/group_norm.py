@@ -1,4 +1,4 @@
-"""GroupNorm with what follows it in a ResNet: in one pass over memory each way, where the compiled kernels are used.
+"""GroupNorm fused with what follows it in a ResNet: one pass over memory each way if the compiled kernels are used.
 
 Torch's own layers read and write a feature map five times for GroupNorm, shortcut and ReLU, and again for their
 gradients; on a CPU this takes longer than some of the convolutions between them.

@@ -1,1 +1,1 @@
-"""The denoiser, what it may see, and the running average of its weights."""
+"""The denoisers, their masks and schedulers, and the moving average of the weights."""

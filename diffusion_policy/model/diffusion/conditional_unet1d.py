@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from diffusion_policy.model import ModelError
 from diffusion_policy.model.diffusion.positional_embedding import SinusoidalPosEmb
 
-FINAL_GROUPS = 8  # of the last norm, whatever the others have
+FINAL_GROUPS = 8  # of the last norm, regardless of the others
 
 
 class ConvBlock(nn.Module):
@@ -76,7 +76,7 @@ class ConditionalResidualBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half as many steps."""
+    """Halves the number of steps."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice as many steps."""
+    """Doubles the number of steps."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class ConditionalUnet1D(nn.Module):
         cond_predict_scale: see :class:`ConditionalResidualBlock`.
 
     Raises:
-        ModelError: settings that exclude each other.
+        ModelError: incompatible settings.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class ConditionalUnet1D(nn.Module):
                 in_channels, channels, embed + global_cond_dim, kernel_size, n_groups, predict_scale=cond_predict_scale
             )
 
-        # Modules are made in the order of existing files.
+        # Modules are created in the order of existing files.
         self.mid_modules = nn.ModuleList([residual(widths[-1], widths[-1]) for _ in range(2)])
         self.diffusion_step_encoder = nn.Sequential(
             SinusoidalPosEmb(embed), nn.Linear(embed, 4 * embed), nn.Mish(), nn.Linear(4 * embed, embed)

@@ -15,7 +15,8 @@ class EMAModel:
     """Averages weights with a decay that warms up: 1 - (1 + s / inv_gamma) ** -power.
 
     s counts the updates after ``update_after_step``; at s <= 0 the decay is 0, so the average starts from the live
-    weights. The counter is part of the run (:meth:`state_dict`): started again from 0 it would overwrite the average.
+    weights. The counter is part of the run's state (:meth:`state_dict`): restarting it at 0 would overwrite the
+    average.
 
     Args:
         model: the copy that holds the average; set to eval mode, without gradients.
@@ -52,9 +53,9 @@ class EMAModel:
 
     @torch.no_grad()
     def step(self, new_model: nn.Module) -> None:
-        """Take the live weights into the average.
+        """Update the average with the live weights.
 
-        Parameters without gradient and everything of BatchNorm, running statistics included, are copied.
+        Parameters without gradient and all of BatchNorm, running statistics included, are copied.
 
         Raises:
             ModelError: the two models do not have the same parameters.
@@ -75,11 +76,11 @@ class EMAModel:
         self.optimization_step += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The counter; the averaged weights are a state_dict of their own in a checkpoint."""
+        """The counter; checkpoints hold the averaged weights as a separate state_dict."""
         return {"optimization_step": self.optimization_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved counter."""
+        """Continue from a saved counter."""
         self.optimization_step = int(state["optimization_step"])
         self.decay = self.get_decay(self.optimization_step - 1)
 

@@ -1,21 +1,21 @@
-"""The denoiser of one request, as fast as equal numbers allow.
+"""The denoiser of one request, as fast as possible with the same numbers.
 
-The network is the trained :class:`TransformerForDiffusion`; only the order of its sums changes. What does not change
-from one denoising step to the next is computed once:
+The network is the trained :class:`TransformerForDiffusion`; only the order of its sums changes. Whatever does not
+change from one denoising step to the next is computed once:
 
 * the condition's keys and values. The time token's are computed once for all timesteps of the sampler, the
-  observations' once a request. They are even folded with the query and output projections around them: with few
-  condition tokens, ``(h Wq) K'`` is ``h (Wq K')`` and ``(p V) Wo`` is ``p (V Wo)``, and two large products a layer and
-  step become two small ones;
+  observations' once per request. They are also folded with the query and output projections around them: with few
+  condition tokens, ``(h Wq) K'`` is ``h (Wq K')`` and ``(p V) Wo`` is ``p (V Wo)``, and two large products per layer
+  and step become two small ones;
 * the norms' scales and shifts, which are folded into the product that follows;
-* every intermediate buffer: the loop writes into tensors that exist (``out=``), so nothing is allocated in it.
+* every intermediate buffer: the loop writes into preallocated tensors (``out=``), so it allocates nothing.
 
 On a CPU :class:`CompiledDenoiser` computes the same steps with the compiled kernels.
 
 With causal attention a step does not see later ones, so steps that are not executed need not be denoised: ``rows``.
 
 Legend of shapes: t action tokens, S = 1 + To condition tokens, E = n_emb, H heads, L layers, R = H * S. Batch is 1: one
-robot asks for one answer.
+robot requests one answer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def is_foldable(model: TransformerForDiffusion) -> bool:
 
 
 def _dtype_of(precision: str) -> torch.dtype:
-    """Of what is multiplied."""
+    """The dtype of products' operands."""
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
@@ -57,7 +57,7 @@ class _Product:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Products of one decoder layer, the norms before them folded in."""
+    """Products of one decoder layer, with the preceding norms folded in."""
 
     qkv: _Product
     out: _Product
@@ -67,17 +67,16 @@ class _Layer:
 
 
 class FastDenoiser:
-    """Predicts the noise in one sequence, given condition tokens that were folded beforehand.
+    """Predicts the noise in one sequence, given condition tokens folded beforehand.
 
-    Call :meth:`set_timesteps` once a sampler, :meth:`set_condition` once a request, then :meth:`predict` step by step.
-    ``device`` is the model's, ``sample_shape`` is (1, t, Da).
+    Call :meth:`set_timesteps` once per sampler, :meth:`set_condition` once per request, then :meth:`predict` at each
+    step. ``device`` is the model's, ``sample_shape`` is (1, t, Da).
 
     Args:
-        model: in eval mode; its weights are copied, later changes to it are not seen.
+        model: in eval mode; its weights are copied, so later changes to it have no effect.
         length: steps of a whole sequence.
-        precision: of the large products; sums, norms and the condition stay float32. "bfloat16" rounds what is
-            multiplied.
-        rows: t, the first steps, which are denoised; None: all. Fewer only where attention is causal.
+        precision: of the large products; sums, norms and the condition stay float32. "bfloat16" rounds their operands.
+        rows: t, how many first steps are denoised; None: all. Fewer only with causal attention.
     """
 
     def __init__(
@@ -151,7 +150,7 @@ class FastDenoiser:
         self._memory_mask = seen[:, None, :].expand(-1, heads, -1).contiguous()  # (t, H, S)
 
     def _allocate(self, length: int) -> None:
-        """All that the loop writes to."""
+        """Allocate everything that the loop writes to."""
         heads, width, tokens, layers = self._n_head, self._width, self._n_tokens, len(self._layers)
 
         def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -189,7 +188,7 @@ class FastDenoiser:
             for layer in range(layers)
         ]
 
-    # ---- once ----
+    # ---- once per sampler and request ----
 
     @torch.no_grad()
     def set_timesteps(self, timesteps: Tensor) -> None:
@@ -236,7 +235,7 @@ class FastDenoiser:
 
     @torch.no_grad()
     def step(self, sample: Tensor) -> Tensor:
-        """Noise in (1, t, Da) at the time that was set; the same kernels on the same memory at each call."""
+        """Noise in (1, t, Da) at the time set before; the same kernels on the same memory at each call."""
         torch.addmm(self._position, sample[0], self._input, out=self._x)
         for index, layer in enumerate(self._layers):
             self._attend_to_itself(layer)
@@ -246,9 +245,9 @@ class FastDenoiser:
         return self._head.write(self._half, self._output)[None].float()
 
     def _normalize(self) -> None:
-        """Each row of x to mean 0 and variance 1, as float32 and as it is multiplied.
+        """Normalize each row of x to mean 0 and variance 1, in float32 and in the dtype of products.
 
-        A batch norm in training, whose channels are the rows: the one such kernel that has an output argument.
+        Uses batch norm in training mode with the rows as channels: the only such kernel with an output argument.
         """
         torch.native_batch_norm(
             self._x_view, None, None, None, None, training=True, momentum=0.0, eps=NORM_EPS, out=self._norm_out
@@ -282,7 +281,7 @@ class FastDenoiser:
 
 
 def _after_norm(weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None) -> tuple[Tensor, Tensor]:
-    """A product's weight (out, in) and bias, the scale and shift of the norm before it folded in."""
+    """A product's weight (out, in) and bias, with the scale and shift of the preceding norm folded in."""
     weight, bias = weight.detach(), bias.detach()
     if norm is None:
         return weight.clone(), bias.clone()
@@ -291,15 +290,15 @@ def _after_norm(weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None) -> tupl
 
 
 class CompiledDenoiser(FastDenoiser):
-    """The same steps on a CPU, each a list of compiled calls on the same buffers.
+    """The same steps on a CPU, each as a list of compiled calls on the same buffers.
 
-    Torch's own operations on so few rows take longer to be started, and to wait for each other, than to compute.
+    With so few rows, torch's own operations spend more time starting and synchronizing than computing.
     """
 
     def __init__(
         self, model: TransformerForDiffusion, length: int, precision: str = "float32", rows: int | None = None
     ) -> None:
-        super().__init__(model, length, rows=rows)  # all that is not multiplied is float32
+        super().__init__(model, length, rows=rows)  # everything but products is float32
         dtype = _dtype_of(precision)
 
         def prepared(product: _Product, x: Tensor, out: Tensor, then: str = "write") -> kernels.Prepared:
@@ -327,7 +326,7 @@ class CompiledDenoiser(FastDenoiser):
 
     @classmethod
     def suits(cls, model: TransformerForDiffusion, precision: str = "float32") -> bool:
-        """Whether the kernels can be used here in this precision, and take a model of this width."""
+        """Whether the kernels work here in this precision and for a model of this width."""
         assert model.decoder is not None
         width, heads = model.pos_emb.shape[2], model.decoder.layers[0].self_attn.num_heads
         fits = width % kernels.STRIP == 0 and width // heads % kernels.LANES == 0
@@ -336,7 +335,7 @@ class CompiledDenoiser(FastDenoiser):
 
     @torch.no_grad()
     def step(self, sample: Tensor) -> Tensor:
-        """Noise in (1, t, Da) at the time that was set."""
+        """Noise in (1, t, Da) at the time set before."""
         torch.addmm(self._position, sample[0], self._input, out=self._x)
         for call in self._calls:
             call.run()
@@ -344,7 +343,7 @@ class CompiledDenoiser(FastDenoiser):
 
 
 class FullDenoiser:
-    """The same three calls for a model that cannot be folded: its condition changes as a whole with the time."""
+    """The same three calls for a model that cannot be folded, because its whole condition changes with the time."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model

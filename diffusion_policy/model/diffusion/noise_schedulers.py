@@ -1,7 +1,7 @@
-"""The noise schedulers of diffusers, loaded without what nothing here uses, and one made with another's noise levels.
+"""The noise schedulers of diffusers, loaded without unused dependencies, or built with another's noise levels.
 
-The first import of diffusers would load torch's compiler, for a decorator of its own models: half of the time that a
-command takes to start. diffusers works without the compiler, so it is hidden while diffusers is imported.
+The first import of diffusers would load torch's compiler, for a decorator of its models, which takes half of a
+command's startup time. diffusers works without the compiler, so it is hidden while diffusers is imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _COMPILER = "torch._dynamo"
 
 @contextmanager
 def _without_the_compiler() -> Iterator[None]:
-    """The compiler cannot be imported in here, unless it has been."""
+    """In this block the compiler cannot be imported, unless it already has been."""
     if _COMPILER in sys.modules:
         yield
         return
@@ -37,16 +37,16 @@ __all__ = ["DDIMScheduler", "DDPMScheduler", "scheduler_class", "with_noise_leve
 
 
 def scheduler_class(path: str) -> type[Any]:
-    """The class of that path in diffusers, as in `_target_`."""
+    """The diffusers class with that path, as in `_target_`."""
     module, _, name = path.rpartition(".")
     result: type[Any] = getattr(importlib.import_module(module), name)
     return result
 
 
 def with_noise_levels_of(trained: Any, kind: type[Any]) -> Any:
-    """A scheduler of that class with the options that another was given; those it lacks it keeps in its config.
+    """A scheduler of that class with another's options; those that it does not have stay in its config.
 
-    As the class's own `from_config`, which loads every scheduler of diffusers to compare their options.
+    Like the class's own `from_config`, which however loads every scheduler of diffusers to compare their options.
     """
     known = inspect.signature(kind.__init__).parameters
     own = ("_class_name", "_use_default_values", *trained.config.get("_use_default_values", []))

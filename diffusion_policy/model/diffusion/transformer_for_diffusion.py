@@ -22,7 +22,7 @@ from diffusion_policy.model.placed_module import PlacedModule
 class TransformerForDiffusion(PlacedModule):
     """Predicts the noise in (B, t, input_dim), given the diffusion time and the observed features.
 
-    Three shapes, by ``cond_dim`` and ``time_as_cond``:
+    Three variants, by ``cond_dim`` and ``time_as_cond``:
 
     * features and time as condition (``cond_dim`` > 0, the users' setting): 1 + To condition tokens;
     * time alone as condition: one condition token, observations are in the sample;
@@ -40,7 +40,7 @@ class TransformerForDiffusion(PlacedModule):
         n_cond_layers: self-attention layers over the condition tokens; 0: a two-layer perceptron on each.
 
     Raises:
-        ModelError: settings that exclude each other.
+        ModelError: incompatible settings.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class TransformerForDiffusion(PlacedModule):
         tokens = horizon if time_as_cond else horizon + 1
         cond_tokens = (1 + n_obs_steps if cond_dim > 0 else 1) if time_as_cond else 0
 
-        # Parameters and modules are made in the order of existing files.
+        # Parameters and modules are created in the order of existing files.
         self.pos_emb = nn.Parameter(torch.zeros(1, tokens, n_emb))
         self.cond_pos_emb = nn.Parameter(torch.zeros(1, cond_tokens, n_emb)) if cond_tokens else None
         self._register_masks(tokens, cond_tokens)
@@ -155,7 +155,7 @@ class TransformerForDiffusion(PlacedModule):
         """Predict the noise in (B, t, input_dim) from the memory.
 
         A sequence shorter than the horizon holds the steps from the last observed one on (pred_action_steps_only), so
-        all observations are in its past.
+        all observations lie in its past.
         """
         assert self.decoder is not None, "a denoiser without a decoder has no memory"
         length = sample.shape[1]

@@ -1,8 +1,8 @@
-"""Attention over the frames of the last window, with a memory that is carried between calls.
+"""Attention over the frames of the last window, with a memory carried between calls.
 
-A frame attends to itself and to the W - 1 frames before it, however long the chunk that is given at once; so a chunk
-gives what its frames give one at a time. Keys and values of earlier frames are the memory. An episode that starts anew
-hides what is before it, wherever in a chunk that is.
+A frame attends to itself and to the W - 1 frames before it, however long the chunk; so a chunk gives the same results
+as its frames one at a time. The memory holds keys and values of earlier frames. The start of an episode, anywhere in a
+chunk, hides everything before it.
 
 Legend of shapes: B episodes, T frames of a chunk, W window, h heads, e features of a head, F = h * e.
 """
@@ -22,10 +22,10 @@ _HIDDEN = -1e9
 
 
 class Memory(NamedTuple):
-    """What a block remembers.
+    """The memory of a block.
 
     Attributes:
-        mask: (B, 1, W) bool, which remembered frames are of the same episode; None: none is.
+        mask: (B, 1, W) bool, which remembered frames belong to the same episode; None: none do.
         keys: (B, W, F) before they are split into heads.
         values: (B, W, F).
     """
@@ -38,8 +38,8 @@ class Memory(NamedTuple):
 class WindowedAttention(nn.Module):
     """Attention with a relative bias that depends on the query.
 
-    Logits are q.k / e (not by the root of e), plus, for a key of age d, the product of ten numbers of the query with
-    column d of ``b_nd``.
+    Logits are q.k / e (not divided by the root of e) plus, for a key of age d, the product of ten numbers of the query
+    with column d of ``b_nd``.
     """
 
     def __init__(self, features: int, heads: int, window: int):
@@ -87,7 +87,7 @@ class WindowedAttention(nn.Module):
         return rows[:, None] - torch.arange(self.window + steps, device=device)[None]
 
     def _visible(self, first: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, T, W + T) which keys a frame sees, and (B, 1, W) which frames the memory holds of the last episode."""
+        """(B, T, W + T) which keys a frame sees, and (B, 1, W) which remembered frames belong to the last episode."""
         batch, steps = first.shape
         ages = self._ages(steps, first.device)
         remembered = first.new_zeros(batch, self.window) if mask is None else mask[:, 0]
@@ -100,7 +100,7 @@ class WindowedAttention(nn.Module):
 
 
 class _Attention(nn.Module):
-    """The level of names between a block and its attention."""
+    """Adds the level of names between a block and its attention."""
 
     def __init__(self, features: int, heads: int, window: int):
         super().__init__()

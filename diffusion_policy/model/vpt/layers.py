@@ -115,7 +115,7 @@ class ImageProcess(nn.Module):
 
 @torch.no_grad()
 def set_row_norms(layer: nn.Linear | nn.Conv2d, norm: float) -> None:
-    """Scale the weights of each output unit to this L2 norm, and set its bias to 0."""
+    """Scale each output unit's weights to this L2 norm, and set its bias to 0."""
     weight = layer.weight
     weight *= norm / weight.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.ndim - 1))
     if layer.bias is not None:

@@ -16,17 +16,17 @@ from diffusion_policy.model.vpt.attention import Memory, RecurrentBlock
 from diffusion_policy.model.vpt.layers import DownStack, ImageProcess, NormLinear, ResidualBlock, set_row_norms
 
 State = list[Memory]
-# Of the running statistics of returns.
+# Decay of the running statistics of returns.
 _KEPT, _LEAST_DEBIASING, _LEAST_VARIANCE = 0.99999, 1e-5, 0.01
 _BLOCK_CONV_NORM = (3**0.5 / 2**0.5) ** 0.5
 _DENSE_NORM = 1.4
-# By features, width of the convolutions, heads and blocks.
+# Releases by features, width of the convolutions, heads and blocks.
 _RELEASES = {(1024, 4, 8, 4): "1x", (2048, 8, 16, 4): "2x", (3072, 12, 24, 4): "3x"}
 
 
 @dataclass(frozen=True)
 class VPTSettings:
-    """What shapes a policy.
+    """The settings that shape a policy.
 
     Attributes:
         hidsize: F, features of the trunk.
@@ -38,7 +38,7 @@ class VPTSettings:
         timesteps: frames of a chunk that upstream trains with.
         pointwise_ratio: width of a block's dense layers in units of F.
         img_shape: (height, width, 3).
-        temperature: that logits of actions are divided by.
+        temperature: divisor of the action logits.
     """
 
     hidsize: int = 2048
@@ -59,12 +59,12 @@ class VPTSettings:
 
     @property
     def release(self) -> str:
-        """The release of this size, "1x", "2x" or "3x"; empty for none."""
+        """The release of this size, "1x", "2x" or "3x"; empty if there is none."""
         return _RELEASES.get((self.hidsize, self.impala_width, self.attention_heads, self.n_recurrence_layers), "")
 
 
 class Recurrence(nn.Module):
-    """Blocks of attention one after another."""
+    """A stack of attention blocks."""
 
     def __init__(self, settings: VPTSettings):
         super().__init__()
@@ -83,7 +83,7 @@ class Recurrence(nn.Module):
 
 
 class VPTNetwork(nn.Module):
-    """Frames to the latent that all heads read."""
+    """Maps frames to the latent that all heads read."""
 
     def __init__(self, settings: VPTSettings):
         super().__init__()
@@ -157,9 +157,9 @@ class RunningReturns(nn.Module):
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> None:
-        """Count returns (B, T): their mean and mean square go into the averages, whatever their number.
+        """Add returns (B, T): their mean and mean square enter the averages, regardless of their number.
 
-        The factor of what is kept is upstream's; debiased, the averages weigh the first hundred thousand calls alike.
+        The decay is upstream's; debiased, the averages weight the first hundred thousand calls almost equally.
         """
         for average, found in (
             (self.running_mean, returns.mean()),

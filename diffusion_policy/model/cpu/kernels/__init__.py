@@ -1,6 +1,6 @@
-"""The compiled functions of the C++ files in this folder, with tensors for arguments.
+"""The compiled functions of the C++ files in this folder, taking tensors as arguments.
 
-They are built when the package is installed, where a C++ compiler with OpenMP is at hand, and share torch's threads.
+They are built when the package is installed, if a C++ compiler with OpenMP is available, and share torch's threads.
 Callers check :func:`why_unavailable` first. All tensors are float32 (matrices may be bf16) on the CPU,
 contiguous, channels last: images (N, H, W, C). Points are (Q, P, C): Q numbers of each of P tiles and C channels (see
 :mod:`convolution`).
@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 GROUP = 16  # channels in each group of GroupNorm
-LANES = 8  # the channels of points, and rows of attention, are a multiple of it
-STRIP = 16  # and columns of a product are one of this
+LANES = 8  # the channels of points and the rows of attention are multiples of it
+STRIP = 16  # the columns of a product are a multiple of it
 NO_AVX2 = "this CPU has no AVX2"
-THEN = ("write", "add", "gelu")  # what is done with a product
+THEN = ("write", "add", "gelu")  # what happens with a product
 
 
 @cache
@@ -54,10 +54,10 @@ def _library() -> ctypes.CDLL:
 
 
 def _address(tensor: Tensor | None, *shape: int, dtype: torch.dtype = torch.float32) -> ctypes.c_void_p:
-    """Where the numbers of a tensor begin.
+    """The address of a tensor's numbers.
 
     Raises:
-        ValueError: another shape, type or order in memory than the function reads.
+        ValueError: its shape, type or memory order is not what the function reads.
     """
     if tensor is None:
         return ctypes.c_void_p(None)
@@ -71,7 +71,7 @@ def _address(tensor: Tensor | None, *shape: int, dtype: torch.dtype = torch.floa
 
 
 def _check_vectors(size: int) -> None:
-    """What is computed in whole vectors alone must be a multiple of them.
+    """Check that a size, which is processed in whole vectors, is a multiple of their length.
 
     Raises:
         ValueError: it is not.
@@ -81,7 +81,7 @@ def _check_vectors(size: int) -> None:
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, H, W, C), contiguous; without a copy where memory is in that order already."""
+    """(N, C, H, W) -> (N, H, W, C), contiguous; without a copy if memory is already in that order."""
     return images.permute(0, 2, 3, 1).contiguous()
 
 
@@ -166,21 +166,21 @@ def group_norm_pool_gradients(
 
 
 def cpu_has(*instructions: str) -> bool:
-    """Whether the CPU has one of these instruction sets, by torch's names; older torch does not tell."""
+    """Whether the CPU has one of these instruction sets, by torch's names; older torch does not say."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(bool(capabilities.get(name)) for name in instructions)
 
 
 @cache
 def multiplies_bf16() -> bool:
-    """Whether products may be of bf16: the CPU has instructions for it, and the compiler knew them."""
+    """Whether products can use bf16: the CPU has instructions for it, and the compiler knew them."""
     return cpu_has("avx512_bf16") and why_unavailable() is None and hasattr(_library(), "bf16_product")
 
 
 def strips_of(weight: Tensor) -> Tensor:
     """Matrices (..., K, N) in the order in which products read them: (..., N / 16, K, 16).
 
-    Those of bf16, for which K is even, with two rows side by side: (..., N / 16, K / 2, 16, 2).
+    bf16 matrices, for which K is even, have two rows interleaved: (..., N / 16, K / 2, 16, 2).
     """
     if weight.dtype == torch.bfloat16:
         pairs = weight.unflatten(-1, (-1, STRIP)).unflatten(-3, (-1, 2))  # (..., K / 2, 2, N / 16, 16)
@@ -190,7 +190,7 @@ def strips_of(weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A call with all arguments bound. It works on these very tensors, each time on what they hold then."""
+    """A call with all arguments bound. It works on these very tensors, with their contents at the time of the call."""
 
     run: Callable[[], object]
     tensors: tuple[Tensor | None, ...]
@@ -258,10 +258,10 @@ def prepare_self_attention(qkv: Tensor, mask: Tensor, out: Tensor) -> Prepared:
 def prepare_cross_attention(
     x: Tensor, keys: Tensor, key_bias: Tensor, mask: Tensor, values: Tensor, bias: Tensor, out: Tensor
 ) -> Prepared:
-    """A call that adds to ``out`` (t, E) what x (t, E) finds at S tokens, and bias (E,).
+    """A call that adds to ``out`` (t, E) the result of x (t, E) attending to S tokens, and bias (E,).
 
-    Keys and values (H, S, E) have the projections around them in them; key_bias (H, S) and mask (t, H, S) are
-    added to the scores.
+    Keys and values (H, S, E) include the projections around them; key_bias (H, S) and mask (t, H, S) are added to the
+    scores.
     """
     rows, width = x.shape
     heads, tokens, _ = keys.shape
@@ -275,7 +275,7 @@ def prepare_cross_attention(
 
 
 def input_points(images: Tensor, tile: int) -> Tensor:
-    """What a 3x3 convolution with padding 1 reads of images (N, H, W, C), at the (tile + 2)^2 points of each tile."""
+    """The input of a 3x3 convolution with padding 1 on images (N, H, W, C), at the (tile + 2)^2 points of each tile."""
     return _to_points("input_points", images, tile)
 
 
