@@ -181,5 +181,5 @@ def test_numbers_that_are_not_finite_are_left_out_and_shapes_are_checked() -> No
         assert all(scale.name for scale in find_scales([constant] * 5).command.candidates)
     nothing = find_scales([math.nan] * 3).command
     assert (nothing.scale, nothing.reason) == (None, "without a number")
-    with pytest.raises(SpecError, match="one a step"):
+    with pytest.raises(SpecError, match="one per step"):
         find_scales(np.zeros((3, 1)))

@@ -131,8 +131,8 @@ def test_notes_images_that_no_step_shows(tmp_path: Path) -> None:
     trajectory = open_trajectory(folder)
     assert trajectory.notes == (
         "2 steps without an image",
-        "1 steps show a frame that another step shows too",
-        "5 frames of camera 'image' are shown at no step",
+        "1 steps show a frame that another step also shows",
+        "5 frames of camera 'image' are not shown at any step",
     )
     assert trajectory.frame_path(1) == folder / "images" / "frame_0000.jpg"
     assert image_runs(trajectory.image_index) == [(0, 4)]
@@ -194,7 +194,7 @@ def test_meta_json_is_checked_where_it_is_there(tmp_path: Path) -> None:
     with pytest.raises(TrajectoryError, match="holds a list"):
         open_trajectory(folder)
     (folder / "meta.json").unlink()
-    assert open_trajectory(folder).notes == ("meta.json is absent",)
+    assert open_trajectory(folder).notes == ("meta.json is missing",)
 
 
 class _Attack:

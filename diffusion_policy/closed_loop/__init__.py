@@ -1,1 +1,1 @@
-"""A checkpoint in a simulator: does it do the task, how often, and what goes wrong where it does not?"""
+"""A checkpoint in a simulator: does it do the task, how often, and what goes wrong when it does not?"""

@@ -49,19 +49,19 @@ class Evaluation:
         n_scenes: number of episodes.
         seed: seed of the first scene's environment (scene i: seed + i), and of the noise.
         n_action_steps: steps of a chunk that are executed; None: ``rollout.DEFAULT_ACTION_STEPS``.
-        latency_ms: injected latency; for so long the simulation goes on while a reply is awaited.
-        weights: "ema_model" or "model"; None: the average, or the live weights of a checkpoint that keeps none.
+        latency_ms: injected latency; the simulation goes on for that long while a reply is awaited.
+        weights: "ema_model" or "model"; None: the average, or the live weights if the checkpoint has no average.
         scheduler, steps: the sampler, as ``set_sampler`` takes them; with a server its settings decide.
         device: "cpu", "cuda:0", ...
-        threads: threads of torch; None: as many as there are cores that other processes leave.
+        threads: threads of torch; None: as many as other processes leave free cores.
         through_server: whether actions come from the real server, over a socket.
         serve_config: settings file of the server.
         serve_words: settings of the server as ``key=value``.
         strategy: runs the arm by the control loop with this chunk strategy, in simulated time, through the server;
             None: the environment is stepped between two answers.
-        latency_jitter_ms: the control loop's latency is uniformly so much longer or shorter.
+        latency_jitter_ms: the control loop's latency varies uniformly by up to this much.
         smoothing: passes of the control loop's filter over a plan's steps; None: ``DEFAULT_SMOOTHING``.
-        greedy: whether a policy of probabilities takes its most probable action, and draws none.
+        greedy: whether a policy that gives probabilities takes its most probable action instead of drawing one.
     """
 
     simulator: Simulator
@@ -125,7 +125,7 @@ def evaluate(
         conditions = _about(evaluation, actor, settings)
         about = {**described, **conditions, "notes": [*described.get("notes", ()), *conditions["notes"]]}
         if earlier:
-            check_same(about, earlier, "the result to go on with")
+            check_same(about, earlier, "the result to resume")
         done = [result for result in done if result.scene < evaluation.n_scenes]
         found = ClosedLoop(about, evaluation.n_scenes, list(done))
         ran = {result.scene for result in done}
@@ -153,7 +153,7 @@ def _episodes(
         yield from roll_out(evaluation.simulator, actor, scenes, settings, recorder)
         return
     if not isinstance(actor, ServerActor):
-        raise WorkspaceError("a chunk strategy is for the control loop, which asks a server: add --through-server")
+        raise WorkspaceError("a chunk strategy is for the control loop, which needs a server: add --through-server")
 
     def delay(scene: int, request: int) -> float:
         draw = np.random.default_rng((evaluation.seed, scene, request)).uniform(-1, 1)
@@ -195,7 +195,7 @@ def _open_actor(checkpoint: Path, evaluation: Evaluation) -> Iterator[tuple[Acto
 def _open_policy(checkpoint: Path, evaluation: Evaluation) -> tuple[ActingPolicy, dict[str, Any]]:
     """Opens a checkpoint, and describes it for the result."""
     opened = read_checkpoint(checkpoint)
-    # Behavior cloning keeps no average unless it is asked to, and bare weights have none; the result names them.
+    # Behavior cloning keeps no average by default, and bare weights have none; the result names the weights used.
     which = evaluation.weights or (_AVERAGE if _AVERAGE in opened.state_dicts else "model")
     policy = load_policy(opened, which=which, device=evaluation.device)
     sampled = _UNSAMPLED

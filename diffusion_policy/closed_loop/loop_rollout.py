@@ -1,9 +1,9 @@
 """Episodes in which the arm is run by the control loop of ``serve.client``, in simulated time.
 
-Other than in ``env_runner.rollout``, which steps the environment between two answers, nothing waits here: the loop
-commands the arm in every control period, the real server's answer comes a given delay after the request, and the
-strategy decides what is executed meanwhile.
-Time is the simulator's, so any delay can be studied, and a run repeats itself exactly.
+Unlike in ``env_runner.rollout``, which steps the environment between two answers, nothing waits here: the loop commands
+the arm in every control period, the real server's answer comes a given delay after the request, and the strategy
+decides what is executed in the meantime. Time is the simulator's, so any delay can be studied, and runs are exactly
+repeatable.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from diffusion_policy.serve.client import (
 )
 
 _EPOCH_S = 1000.0  # of the simulated clock at the beginning of an episode
-_SERVED_AGAIN_S = 10.0  # in which the server notices that its last client is gone
+_SERVED_AGAIN_S = 10.0  # within which the server notices that its last client is gone
 
 
 @dataclass(frozen=True)
 class LoopConditions:
-    """How an arm is run.
+    """The conditions under which an arm is run.
 
     Attributes:
         strategy: name of a chunk strategy, or "auto", see ``serve.client.strategies.chosen_strategy``.
-        n_action_steps: steps of a chunk that are executed before the next one is to take over.
+        n_action_steps: steps of a chunk that are executed before the next one should take over.
         delay: seconds from the request to its answer, by scene and request.
-        control_hz: commands a second; None: the simulator's rate.
+        control_hz: commands per second; None: the simulator's rate.
         max_steps: steps of the environment after which an episode has failed.
         smoothing: passes of the filter over a plan's steps, see ``serve.client.smoothing``.
     """
@@ -59,7 +59,7 @@ class LoopConditions:
     smoothing: int = 0
 
     def settings(self, simulator: Simulator) -> LoopSettings:
-        """Settings of the loop: limits that no simulated delay reaches, since it is the delay that is studied."""
+        """Settings of the loop: its limits exceed any simulated delay, since the delay is what is studied."""
         patience = 1e6
         return LoopSettings(
             self.control_hz or simulator.control_hz,
@@ -72,7 +72,7 @@ class LoopConditions:
 
 @dataclass(frozen=True)
 class LoopEpisode:
-    """One episode and what was sent to the arm.
+    """One episode, and what was sent to the arm.
 
     Attributes:
         result: its outcome.
@@ -96,13 +96,13 @@ def roll_out_in_loop(
 
     Args:
         simulator: makes the environment.
-        actor: knows the server and the policy's numbers.
+        actor: provides the server's port and the policy's numbers.
         scenes: seed of the environment by number of the scene.
         conditions: how the arm is run.
         recorder: returns the recorder of a scene's frames; None: they are not recorded.
 
     Raises:
-        WorkspaceError: simulator, policy and conditions do not match, or another robot has the server.
+        WorkspaceError: simulator, policy and conditions do not match, or another robot is using the server.
     """
     simulator.check_policy(actor.spec)
     env = simulator.make()
@@ -115,7 +115,7 @@ def roll_out_in_loop(
 
 
 def _connected(port: int) -> LineClient:
-    """A client of the server, as soon as that has let the one before go; ServerError (busy) after a while."""
+    """A client of the server, as soon as it has released the previous one; ServerError (busy) after a while."""
     until = time.monotonic() + _SERVED_AGAIN_S
     while True:
         try:
@@ -165,7 +165,7 @@ def _episode(
     try:
         loop.run(lambda: arm.ended)
         result = _result(simulator, arm, numbered, position, log.lines, limited)
-    finally:  # of an interrupted episode there is none
+    finally:  # an interrupted episode has no result
         if recorder is not None:
             recorder.finish(result)
     return LoopEpisode(result, log.lines, arm.path)

@@ -1,7 +1,7 @@
 """A simulator as the arm of the control loop, in simulated or in real time.
 
-The environment takes one step for each of its periods that has passed, with what was commanded last; while the arm is
-held it is commanded to where it was measured, its grippers as last commanded.
+The environment takes one step for each of its periods that has passed, with the last command; while the arm is held,
+the command is the measured pose, with grippers as last commanded.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SimulatedArm:
         steps: steps that the environment has taken.
         succeeded: whether the task is completed.
         ended: whether the episode is over.
-        info: the environment's last.
+        info: the environment's last info.
         path: (steps + 1, D) measured states, in the order of messages.
         frames: the newest frame (H, W, 3) of each camera.
         on_step: called after each step of the environment.
@@ -61,7 +61,7 @@ class SimulatedArm:
         self._take_in(simulator.read_step(observation, spec))
 
     def observe(self) -> Reading:
-        """Returns what is measured now, after the environment's steps up to now."""
+        """Returns the current measurement, after the environment's steps up to now."""
         due = int((self._clock.now() - self._start) * self._simulator.control_hz + 1e-6)
         while self.steps < due and not self.ended:
             self._step()
@@ -78,7 +78,7 @@ class SimulatedArm:
         self._target = None
 
     def stop(self) -> None:
-        """Nothing to stop: the environment takes steps only while it is observed."""
+        """Does nothing: the environment only steps while it is observed."""
 
     @property
     def frames(self) -> Mapping[str, Any]:
@@ -119,7 +119,7 @@ def open_simulated_arm(settings: Path, checkpoint: Path, clock: Clock, seed: int
 
     Args:
         settings: YAML of the simulator.
-        checkpoint: what is served; it says which observations the policy reads.
+        checkpoint: the served checkpoint; it determines which observations the policy reads.
         clock: of the loop; the episode begins now.
         seed: of the scene.
 

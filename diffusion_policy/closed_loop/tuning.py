@@ -1,7 +1,7 @@
 """Candidates of a tuning in closed loop, on the same scenes: which of them are good enough at the task itself.
 
 Each is run by the runner of ``evaluate``, through the real server, with an injected latency: by default the median
-inference time that was measured on this machine, so that a slow sampler acts as late as it would on the arm.
+inference time measured on this machine, so that a slow sampler acts as late as it would on the arm.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ClosedLoopTuning:
     Attributes:
         tuning: what was measured on recorded data.
         runs: of each candidate of ``tuning.measured``, in the same order and in the same scenes.
-        allowed_loss: by how much a share of successful scenes may be below the best one.
+        allowed_loss: by how much a success rate may be below the best one.
     """
 
     tuning: Tuning
@@ -39,19 +39,19 @@ class ClosedLoopTuning:
 
     @property
     def best(self) -> tuple[Measured, ClosedLoop]:
-        """The candidate that succeeds most often; of equals the fastest."""
+        """The candidate that succeeds most often; among equals the fastest."""
         pairs = zip(self.tuning.measured, self.runs, strict=True)
         return max(pairs, key=lambda pair: (success_of(pair[1].results).count, -pair[0].p50_ms))
 
     @property
     def comparisons(self) -> list[Comparison]:
-        """Of each candidate with the best one, scene by scene."""
+        """Each candidate compared with the best one, scene by scene."""
         best = self.best[1].results
         return [compare(best, run.results) for run in self.runs]
 
     @property
     def proposed(self) -> Candidate | None:
-        """The fastest candidate within the budget on recorded data whose success is good enough; None: none is."""
+        """The fastest candidate within the budget on recorded data that succeeds often enough, or None."""
         fitting = within(self.tuning.measured, self.tuning.budget)
         rows = zip(self.tuning.measured, self.comparisons, strict=True)
         good = [row for row, found in rows if row in fitting and found.difference >= -self.allowed_loss - 1e-9]
@@ -122,9 +122,9 @@ def tune_in_closed_loop(
         tuning: its candidates, measured on recorded data.
         evaluation: scenes, server and execution; its sampler, device and latency are the candidates'.
         settings: with which the candidates were measured.
-        latency_ms: injected; None: of each candidate the median time that was measured.
+        latency_ms: injected; None: each candidate's measured median time.
         allowed_loss: see ``ClosedLoopTuning``.
-        show: called with the scenes that have ended, and those of all candidates.
+        show: called with the scenes that have ended, and the total over all candidates.
 
     Raises:
         WorkspaceError: the checkpoint, the simulator and the settings do not match.
@@ -149,7 +149,7 @@ def evaluation_of_candidate(evaluation: Evaluation, candidate: Candidate, settin
 
 
 def check_candidate(checkpoint: Path, evaluation: Evaluation, candidate: Candidate, settings: EngineSettings) -> None:
-    """Refuses what could not be run, before recorded data take their time; runs no scene.
+    """Refuses candidates that could not be run, before time is spent on recorded data; runs no scene.
 
     Raises:
         WorkspaceError: the checkpoint, the simulator and the settings do not match.

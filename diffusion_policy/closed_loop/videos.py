@@ -16,7 +16,7 @@ from diffusion_policy.video_writer import SMALL, VideoWriter
 __all__ = ["Video", "video_name"]
 
 _STRIP = 18  # pixels below the frame, for the caption
-_HOLD_S = 1.0  # the last frame is shown for so long
+_HOLD_S = 1.0  # how long the last frame is shown
 
 
 class Video:

@@ -2,7 +2,7 @@
 
 A folder of corrections holds
 
-    corrections.json      the settings of the rollouts, every scene's outcome, every correction and what came of it
+    corrections.json      the settings of the rollouts, every scene's outcome, every correction and its outcome
     episode_0000 ...      what the expert did or would have done, in the format of the simulator's demonstrations
 
 On the tabletop the expert takes over where the policy failed or hesitated (``tabletop_teacher``), in the grove it

@@ -1,4 +1,5 @@
-"""Corrections in the grove: every state that the policy visits gets the action that the expert would have taken there.
+"""Corrections in the grove: every state that the policy visits is labeled with the action that the expert would have
+taken there.
 
 The policy plays; the recording has the frames that it saw and the expert's actions, so that a clone learns what to do
 in the states that its own mistakes lead to (Ross, Gordon and Bagnell 2011). Labels need not be what was done, since
@@ -93,7 +94,7 @@ class GroveTeacher:
         """Gives the recording of one scene its number."""
         episode = self._notes.episodes.pop(result.seed)
         file = self._folder / f"episode_{number:04d}.mp4"
-        # The lines first: a video without lines would be taken for a whole recording by its name.
+        # Lines first: by its name, a video without lines would pass for a complete recording.
         write_text(file.with_suffix(".jsonl"), episode.close())
         rename(self._notes.video(result.seed), file)
         about = {"scene": result.scene, "seed": result.seed, "step": 0, "why": LABELED}

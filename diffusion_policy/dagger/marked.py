@@ -1,4 +1,4 @@
-"""Corrections that a person made: the marked parts of recordings become episodes of their own.
+"""Corrections that a person made: the marked parts of recordings become separate episodes.
 
 While a policy runs on a robot a person takes over where it goes wrong, and the recorder marks these steps:
 ``intervention`` in data.pkl, (N,) or (N, 1), is true where the person drove, as in LeRobot's recordings. The commands

@@ -11,8 +11,8 @@ A work folder holds
     rounds.json           the table of results
 
 The arm ``demonstrations`` is the control: in each round it gets as many ordinary demonstrations as the other arm gets
-corrections, and as many updates. Scenes are seeds of the simulator: the seeds of the evaluation, of the rollouts that
-are corrected and of the control's demonstrations are three ranges that may not overlap.
+corrections, and as many updates. Scenes are seeds of the simulator: the seeds of the evaluation, of the corrected
+rollouts and of the control's demonstrations are three ranges that must not overlap.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CORRECTIONS, DEMONSTRATIONS = "corrections", "demonstrations"
 TABLE_VERSION = 1
 _NUMBERS_A_ROUND = 1000  # the episodes of round N are numbered from N times this number
 _EPOCHS_A_CHECKPOINT = 5  # epochs that a killed fine-tuning run loses at most
-# Of plans that were written before these settings were.
+# For plans written before these settings existed.
 _BEFORE: Mapping[str, Any] = {"simulator": TABLETOP, "env": []}
 _SHARE_OF_AN_EPOCH = 0.5  # of the initial dataset; held-out episodes and ends of episodes give no windows
 
@@ -53,12 +53,12 @@ class RoundPlan:
     """The plan of a loop.
 
     Attributes:
-        checkpoint, dataset: a policy of 8-D actions, or of VPT's, and its training data; both are only read.
+        checkpoint, dataset: a policy with 8-D actions, or VPT's, and its training data; both are only read.
         rounds: number of rounds.
-        scenes: scenes rolled out in a round; several numbers: of one round each.
+        scenes: scenes rolled out in a round; several numbers: one per round.
         updates: updates of a round; equal in both arms.
         evaluation_scenes: number of scenes in which every checkpoint is evaluated.
-        seed: seed of the first scene that is rolled out to be corrected.
+        seed: seed of the first scene rolled out for correction.
         evaluation_seed: seed of the first scene of the evaluation.
         control_seed: seed of the control's demonstrations.
         task, referee, camera_size, variation, n_action_steps: settings of rollouts and demonstrations.
@@ -124,7 +124,7 @@ class RoundPlan:
 
     @property
     def commands(self) -> SimulatorCommands:
-        """What commands need to know of the simulator."""
+        """What the commands need to know about the simulator."""
         return COMMANDS[self.simulator](self)
 
     def scenes_of(self, number: int) -> int:

@@ -1,4 +1,4 @@
-"""What the commands of a round need to know of a simulator: how it is named, recorded, converted and trained for."""
+"""What the commands of a round need to know about a simulator: its names, recording, conversion and training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEMO_EXPERIMENT = "demo_finetune"
 
 
 class RolloutPlan(Protocol):
-    """The settings of a loop that are asked for here; see ``rounds.RoundPlan``."""
+    """The settings of a loop that are used here; see ``rounds.RoundPlan``."""
 
     @property
     def task(self) -> str:
@@ -48,8 +48,9 @@ class SimulatorCommands(Protocol):
     """The words that differ between simulators.
 
     Attributes:
-        script: that converts its recordings.
-        starts_from: arguments of train.py that go with ``pretrained.path``.
+        script: the script that converts its recordings.
+        starts_from: arguments of train.py that go with
+            ``pretrained.path``.
     """
 
     script: str
@@ -65,20 +66,20 @@ class SimulatorCommands(Protocol):
         """The command that records ordinary demonstrations."""
 
     def converting(self, made: Mapping[str, Any]) -> list[str]:
-        """Arguments of the converter that only this format has, of a dataset's settings."""
+        """Arguments of the converter that only this format has, from a dataset's settings."""
 
     def training(self) -> list[str]:
         """Arguments of train.py."""
 
     def frames_an_update(self, cfg: DictConfig) -> int:
-        """How many frames of the dataset an update takes."""
+        """The number of the dataset's frames that an update uses."""
 
     def recorded(self, folder: Path) -> int:
         """Number of episodes in a folder of recordings."""
 
 
 class TabletopCommands:
-    """Of the built-in tabletop, and of a robot's recordings."""
+    """Commands for the built-in tabletop, and for a robot's recordings."""
 
     script = "scripts/convert_cogact_to_zarr.py"
     starts_from: tuple[str, ...] = ("pretrained.which=ema_model",)
@@ -93,7 +94,7 @@ class TabletopCommands:
         return ["--task", plan.task, "--referee", plan.referee, *camera, *_env_words(plan)]
 
     def correcting(self) -> list[str]:
-        """As for the evaluation."""
+        """The same as for the evaluation."""
         return self.evaluating()
 
     def demonstrating(self, output: Path, episodes: int, seed: int) -> list[str]:
@@ -127,7 +128,7 @@ class TabletopCommands:
 
 
 class GroveCommands:
-    """Of the grove, where VPT plays."""
+    """Commands for the grove, where VPT plays."""
 
     script = "scripts/convert_dataset.py"
     starts_from: tuple[str, ...] = ()
@@ -153,7 +154,7 @@ class GroveCommands:
         return option_words({"--null-actions": made.get("null_actions")})
 
     def training(self) -> list[str]:
-        """Behavior cloning; an experiment only where one is named."""
+        """Behavior cloning; an experiment only if one is named."""
         experiment = self._plan.experiment
         return ["--config-name=train_vpt_bc", *([] if experiment is None else [f"experiment={experiment}"])]
 

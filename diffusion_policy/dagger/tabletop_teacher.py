@@ -2,7 +2,7 @@
 
 The simulator is deterministic, so a state that the policy reached is reproduced by its commands. An episode begins with
 that state. The policy's own steps before it are left out: their commands, which are to be unlearned, would become
-labels. Every step is marked as an intervention. Takeovers after which the expert fails, too, are counted and not kept.
+labels. Every step is marked as an intervention. Takeovers after which the expert fails, too, are counted but not kept.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TabletopTeacher:
         simulator: of the tabletop.
         folder: of the episodes.
         variation: of the expert, 0 to 1.
-        per_scene: takeovers of a scene at most.
+        per_scene: most takeovers per scene.
     """
 
     def __init__(self, simulator: Simulator, folder: Path, variation: float, per_scene: int) -> None:

@@ -1,4 +1,4 @@
-"""What corrects a policy in a simulator: an expert who takes over, or says what it would have done."""
+"""What corrects a policy in a simulator: an expert that takes over, or says what it would have done."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Teacher(Protocol):
 
     Attributes:
         settings: kept in the document; a collection is resumed with the same ones.
-        simulator: its environments note what the policy does; the policy is rolled out in them.
+        simulator: its environments, in which the policy is rolled out, record what the policy does.
     """
 
     settings: Mapping[str, Any]
@@ -37,4 +37,4 @@ class Teacher(Protocol):
         """
 
     def close(self) -> None:
-        """Drops what was noted of episodes that were not corrected."""
+        """Drops the records of episodes that were not corrected."""

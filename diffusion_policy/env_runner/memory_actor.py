@@ -1,4 +1,4 @@
-"""A recurrent policy in closed loop: what each episode has seen is kept for it between its requests."""
+"""A recurrent policy in closed loop: each episode's memory is kept between its requests."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class MemoryActor:
     """A recurrent policy in this process; one call answers many episodes.
 
     An episode's memory is empty at its first request. A draw depends on (seed, scene, step) alone, so neither the
-    number of episodes at once nor an interruption changes an outcome, but for the rounding of float32 in batches of
-    other sizes.
+    number of episodes at once nor an interruption changes an outcome, except for float32 rounding in batches of other
+    sizes.
 
     Args:
         policy: in eval mode.
         simulator: the source of its observations.
         seed: of the draws.
-        greedy: whether the most probable action is taken, and nothing drawn.
+        greedy: whether to take the most probable action instead of drawing one.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class MemoryActor:
         self._memories: dict[int, PolicyMemory] = {}
 
     def answer(self, requests: Sequence[ActionRequest]) -> list[ActionReply]:
-        """Returns the policy's actions, and forgets what is known of scenes that do not ask any more."""
+        """Returns the policy's actions, and forgets scenes that no longer send requests."""
         if not requests:
             return []
         observed = policy_input(self.spec, requests, self._simulator, self._policy.device)
@@ -72,7 +72,7 @@ class MemoryActor:
         ]
 
     def _memory(self, requests: Sequence[ActionRequest]) -> PolicyMemory:
-        """What the episodes remember, as one batch."""
+        """The memory of the episodes, as one batch."""
         rows = [
             self._policy.initial_memory(1) if request.index == 0 else self._memories[request.scene]
             for request in requests
@@ -80,20 +80,22 @@ class MemoryActor:
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def _generator(self, request: ActionRequest) -> torch.Generator | None:
-        """Of one draw, on the CPU whatever the device; None: nothing is drawn."""
+        """The generator of one draw, on the CPU whatever the device; None: nothing is drawn."""
         if self._greedy:
             return None
         return torch.Generator().manual_seed(noise_seed(self._seed, request.scene + 1, request.step))
 
 
 def actor_of(policy: ActingPolicy, simulator: Simulator, seed: int, *, greedy: bool = False) -> Actor:
-    """The actor for a policy in this process, with a memory or without.
+    """The actor for a policy in this process, with or without memory.
 
     Raises:
-        WorkspaceError: ``greedy``, of a policy that draws no actions.
+        WorkspaceError: ``greedy``, for a policy that does not draw actions.
     """
     if isinstance(policy, RecurrentPolicy):
         return MemoryActor(policy, simulator, seed, greedy=greedy)
     if greedy:
-        raise WorkspaceError("--greedy is for policies that give probabilities of actions, as VPT's; this one does not")
+        raise WorkspaceError(
+            "--greedy is for policies that give probabilities of actions, such as VPT; this one does not"
+        )
     return PolicyActor(policy, simulator, seed)

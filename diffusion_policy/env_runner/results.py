@@ -69,7 +69,7 @@ class SceneResult:
                 }
             )
         except (TypeError, ValueError, IndexError, KeyError) as error:
-            raise ResultError(f"{where}: a scene's position or latencies are no numbers ({error})") from error
+            raise ResultError(f"{where}: a scene's position or latencies are not numbers ({error})") from error
         for key, kinds in _KINDS.items():
             if type(entry[key]) not in kinds:
                 raise ResultError(f"{where}: a scene's {key} is {entry[key]!r}; expected an object as --json writes it")

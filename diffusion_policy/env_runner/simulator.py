@@ -120,13 +120,13 @@ class Simulator:
         except (OSError, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             raise SimulatorError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
         if not isinstance(settings, DictConfig):
-            raise SimulatorError(f"{path}: holds no mapping; config/simulator/tabletop.yaml is an example")
+            raise SimulatorError(f"{path}: does not hold a mapping; config/simulator/tabletop.yaml is an example")
         for key, value in env.items():
             OmegaConf.update(settings, f"env.{key}", value)
         return cls.read(settings)
 
     def with_camera(self, key: str) -> Simulator:
-        """Returns the same simulator with its one camera under another key of the policy."""
+        """Returns the same simulator with its single camera under another key of the policy."""
         cameras = [known for known, path in self.observations.items() if path == "image"]
         others = {known: path for known, path in self.observations.items() if known not in cameras}
         return replace(self, observations={key: "image", **others})
@@ -163,10 +163,10 @@ class Simulator:
         """
         unread = [entry.key for entry in spec.obs if entry.key not in self.observations]
         if unread:
-            raise SpecError(f"the policy reads {unread}; simulator.observations offers {list(self.observations)}")
+            raise SpecError(f"the policy reads {unread}, but simulator.observations offers {list(self.observations)}")
         unknown = [name for name in spec.action_names if name not in self.action]
         if unknown:
-            raise SpecError(f"the policy commands {unknown}; the simulator's action is {list(self.action)}")
+            raise SpecError(f"the policy commands {unknown}, but the simulator's action is {list(self.action)}")
         missing = [name for name in self.action if name not in spec.action_names]
         unsettled = [name for name in missing if name not in self.absent]
         if unsettled:

@@ -43,7 +43,7 @@ def parse_change(under: ModelUnderChange, text: str) -> Change:
     try:
         after = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise FamilyError(f"{key}: {value!r} is no YAML value: {error}") from error
+        raise FamilyError(f"{key}: {value!r} is not a YAML value: {error}") from error
     under.settings[path].check(after, key)
     return Change(path, under.spelling(path), before, after)
 

@@ -1,7 +1,7 @@
 """Image policies of diffusion_policy and of UMI whose encoder is an option of the policy, and their configs.
 
 Their workspace writes {"cfg", "state_dicts", "pickles"}, as this project does, and their denoiser has this project's
-names. Their encoder has not: one network per camera in ``obs_encoder.key_model_map``, of torchvision, timm or R3M.
+names. Their encoder differs: one network per camera in ``obs_encoder.key_model_map``, of torchvision, timm or R3M.
 UMI's actions are 10 numbers per robot: position, rotation (two rows of its matrix) and gripper width.
 """
 
@@ -21,7 +21,7 @@ MAX_DIMENSIONS, MAX_SIDE = 8, 2**31
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _PARTS_6D = "position (3), rotation as two rows of its matrix (6), gripper width (1)"
 _RELATIVE = {"relative": "relative to the current pose", "rel": "relative to the current pose", "abs": "absolute",
-             "delta": "each relative to the one before"}  # fmt: skip
+             "delta": "each relative to the previous one"}  # fmt: skip
 
 
 def settings_from(tensors: Shapes) -> dict[str, Any]:

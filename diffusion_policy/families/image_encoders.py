@@ -1,9 +1,9 @@
 """Finds image encoders among named tensors of any program, and maps their tensors to this project's.
 
-ResNets are the same network under two namings: torchvision and timm call the parts ``conv1``, ``bn1``, ``layer1`` to
-``layer4``; robomimic, LeRobot and UMI put them into a Sequential, where they are 0, 1 and 4 to 7. Norms tell by their
-tensors whether they are BatchNorm, which has running statistics; the number of groups of a GroupNorm is in no tensor
-(all of the code bases named here use one group for 16 channels).
+ResNets occur under two namings: torchvision and timm call the parts ``conv1``, ``bn1``, ``layer1`` to
+``layer4``; robomimic, LeRobot and UMI put them into a Sequential, where they are 0, 1 and 4 to 7. BatchNorm is
+recognized by its running statistics; the number of groups of a GroupNorm is not stored in any tensor (all of the code
+bases named here use one group for 16 channels).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BLOCKS = {
     ("basic", (2, 2, 2)): "ResNet-18 without its last stage",
     ("basic", (3, 4, 6)): "ResNet-34 without its last stage",
 }  # fmt: skip
-# Encoders that are no ResNet, by the end of the name of a tensor that each has.
+# Encoders that are not ResNets, by the end of the name of a tensor that each has.
 _OTHERS: Mapping[str, str] = {
     "patch_embed.proj.weight": "a vision transformer (timm, DINO)",
     "embeddings.patch_embeddings.projection.weight": "a vision transformer (transformers)",
@@ -37,7 +37,7 @@ _OTHERS: Mapping[str, str] = {
     "stem_0.weight": "a ConvNeXt (timm)",
     "features.0.0.weight": "a ConvNeXt, EfficientNet or MobileNet (torchvision)",
 }
-# Parts of names that say nothing of whose encoder it is.
+# Parts of names that do not say whose encoder it is.
 _GENERIC = frozenset({
     "backbone", "nets", "net", "model", "models", "encoder", "trunk", "resnet", "visual", "module", "obs_encoder",
     "key_model_map", "obs_nets", "policy", "_orig_mod", "vision", "diffusion", "state_dict",
@@ -49,11 +49,11 @@ class ImageEncoder:
     """An image encoder among named tensors.
 
     Attributes:
-        prefix: what all of its names begin with, dot included; "" if they are at the top.
-        network: "ResNet-18", or what else it is.
-        naming: `SEQUENTIAL` or `TORCHVISION`; "" if it is no ResNet.
-        norm: "GroupNorm" or "BatchNorm"; "" if it is no ResNet.
-        shapes: shapes of the trunk's tensors by their names in a Sequential; empty if it is no ResNet.
+        prefix: prefix of all of its names, dot included; "" if they are at the top.
+        network: "ResNet-18", or what it is instead.
+        naming: `SEQUENTIAL` or `TORCHVISION`; "" if it is not a ResNet.
+        norm: "GroupNorm" or "BatchNorm"; "" if it is not a ResNet.
+        shapes: shapes of the trunk's tensors by their names in a Sequential; empty if it is not a ResNet.
     """
 
     prefix: str
@@ -93,11 +93,12 @@ class ImageEncoder:
     def unlike(self, other: ImageEncoder) -> str:
         """Why this encoder's tensors cannot become those of `other`; "" if they can."""
         if not self.is_resnet or self.network != other.network:
-            return f"it is {self.network}, the policy here has {other.network}"
+            return f"it is {self.network}, but the policy here has {other.network}"
         if self.norm != other.norm:
             groups = str(self.norm == "GroupNorm").lower()
             return (
-                f"it has {self.norm}, the policy here {other.norm}, which computes something else; a policy with "
+                f"it has {self.norm}, but the policy here has {other.norm}, which computes something else; a "
+                "policy with "
                 f"{self.norm} takes it: --set policy.obs_encoder_group_norm={groups}"
             )
         differing = [
@@ -105,7 +106,7 @@ class ImageEncoder:
         ]
         if differing:
             name = differing[0]
-            return f"{self.own_name(name)} is {self.shapes.get(name)}, the policy here has {other.shapes.get(name)}"
+            return f"{self.own_name(name)} is {self.shapes.get(name)}, but the policy here has {other.shapes.get(name)}"
         return ""
 
 
@@ -123,7 +124,7 @@ def image_encoders(shapes: Shapes) -> list[ImageEncoder]:
 
 
 def twin_prefix(prefix: str) -> str:
-    """The second prefix under which robomimic registers the encoder; the same one where it does not."""
+    """The second prefix under which robomimic registers the encoder; the same one if it does not."""
     return re.sub(r"\.backbone\.nets\.$", ".nets.0.nets.", prefix)
 
 

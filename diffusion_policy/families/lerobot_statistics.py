@@ -33,7 +33,7 @@ class PolicyStatistics:
     Attributes:
         features: (W,) float32 min, max, mean or std of each vector by feature, such as ``observation.state``; images,
             whose statistics are (3, 1, 1), are left out.
-        origin: the file that they are from, in words; "" if there are none.
+        origin: the file that they come from, in words; "" if there are none.
     """
 
     features: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -41,11 +41,11 @@ class PolicyStatistics:
 
 
 def read_statistics(file: TensorFile) -> PolicyStatistics:
-    """The statistics of the policy whose model.safetensors or folder is open; empty if they are nowhere.
+    """The statistics of the policy whose model.safetensors or folder is open; empty if there are none.
 
     Raises:
         FamilyError: the list of processors cannot be read, or names a file that is not in the folder.
-        TensorFileError: the file of the statistics is damaged, or is none of tensors.
+        TensorFileError: the file of the statistics is damaged, or does not hold tensors.
     """
     folder = file.path if file.path.is_dir() else file.path.parent
     name = _state_file(folder)

@@ -1,9 +1,9 @@
 """The scale of a gripper's numbers: found from the data where it is unmistakable, asked for where it is not.
 
-Inside this package a gripper is 0 (closed) to 1 (open). Recorders, simulators and drivers write it otherwise, and no
-shape tells. It is declared by the names of ``names``: a flag (``--gripper-scale NAME``), a config key
-(``task.dataset.gripper_scale``), or the ``gripper`` entry of a dataset's ``action_semantics``
-(``{"open": 100, "closed": 0}``, and ``"measured": {...}`` in it where the measurement differs). Else ``finding`` looks.
+Inside this package a gripper is 0 (closed) to 1 (open). Recorders, simulators and drivers use other scales, and shapes
+do not show which. It is declared by the names of ``names``: a flag (``--gripper-scale NAME``), a config key
+(``task.dataset.gripper_scale``), or the ``gripper`` entry of a dataset's ``action_semantics`` (``{"open": 100,
+"closed": 0}``, and ``"measured": {...}`` in it where the measurement differs). Else ``finding`` looks.
 """
 
 from diffusion_policy.gripper_scale.finding import ResolvedScale, ResolvedScales, find_scales

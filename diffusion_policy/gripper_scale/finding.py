@@ -1,12 +1,12 @@
 """The scale of recorded or logged gripper numbers: found where it is unmistakable, unknown where it is not.
 
-What can be found without a word from anyone:
+What can be found without any declaration:
 
-* 0..1 with 1 = open, the robot's own scale: values that reach 1, in episodes that begin open (an arm that has nothing
-  in its hand yet). Values of 0..1 in episodes that begin at 0 may be of either polarity: not known.
-* Commands of 0..1 or -1..1 above a measurement that opens upwards (0..1 as above, or a width in meters) and that moves
-  with them, or against them.
-* Everything else is recognized by its range, but not its polarity, or not its full opening: not known.
+* 0..1 with 1 = open, the robot's own scale: values that reach 1, in episodes that begin open (the arm is not holding
+  anything yet). Values of 0..1 in episodes that begin at 0 may have either polarity: unknown.
+* Commands of 0..1 or -1..1 with a measurement that increases when it opens (0..1 as above, or a width in meters) and
+  that moves with them, or against them.
+* For everything else the range is recognized, but not the polarity or not the full opening: unknown.
 
 Pure functions on arrays. N steps.
 """
@@ -32,26 +32,26 @@ Origin = Literal["declared", "labeled", "found", "unknown"]
 SLACK = 0.1
 # The level of an open gripper of 0..1; 0.8 is the full angle of a common gripper in radians.
 _REACHES_ONE = 0.95
-# Commands of 0..0.02 are a closed gripper in 0..1 and in meters alike; wider than 0.2 m no gripper opens.
+# Commands of 0..0.02 mean closed both in 0..1 and in meters; no gripper opens wider than 0.2 m.
 _CLOSED_ANYWHERE, _WIDEST_METERS = 0.02, 0.2
 _WIDEST_RADIANS, _WIDEST_PERCENT, _WIDEST_BYTE = 3.3, 110.0, 280.0
-# A declared scale is contradicted by values this much of its span beyond its ends.
+# Values beyond the ends of a declared scale by more than this share of its span contradict it.
 _BEYOND = 0.25
-# Command and measurement that agree, or disagree, at least this well (correlation at the best of a few steps' delay).
+# Least correlation, or anticorrelation, of command and measurement (at the best delay of a few steps).
 _MOVES_WITH = 0.7
 _DELAYS = 8
 
 
 @dataclass(frozen=True)
 class ResolvedScale:
-    """The scale of one column of gripper numbers, and how it is known.
+    """The scale of one column of gripper numbers, and how it was determined.
 
     Attributes:
-        scale: None if it is not known.
+        scale: None if unknown.
         origin: "declared" (flag or key), "labeled" (attribute), "found" (unmistakable), or "unknown".
         low, high: the range of the numbers; None without any.
-        reason: in words, what speaks for it, or why it is not known.
-        candidates: what it may be if it is not known, the likeliest first.
+        reason: in words, the evidence for it, or why it is unknown.
+        candidates: possible scales if it is unknown, the likeliest first.
     """
 
     scale: GripperScale | None
@@ -74,19 +74,19 @@ class ResolvedScale:
 
 @dataclass(frozen=True)
 class ResolvedScales:
-    """Of the command and of the measurement (None without one)."""
+    """The scales of the command and of the measurement (None without one)."""
 
     command: ResolvedScale
     measured: ResolvedScale | None = None
 
     @property
     def unknown(self) -> tuple[tuple[str, ResolvedScale], ...]:
-        """The columns whose scale is not known, with their names."""
+        """The columns whose scale is unknown, with their names."""
         both = {"commanded gripper": self.command, "measured gripper": self.measured}
         return tuple((name, scale) for name, scale in both.items() if scale is not None and scale.scale is None)
 
     def flag(self, prefix: str = f"{FLAG} ") -> str:
-        """What settles it: ``--gripper-scale NAME`` with the likeliest names."""
+        """The flag that settles it: ``--gripper-scale NAME`` with the likeliest names."""
         if self.measured is None or (
             self.command.scale is None and self.measured.candidates == self.command.candidates
         ):
@@ -128,7 +128,7 @@ class _Column:
 
     @property
     def family(self) -> Family:
-        """What the range alone says."""
+        """The scale family that the range alone suggests."""
         low, high = self.low, self.high
         if not self.values.size:
             return "nothing"
@@ -155,7 +155,7 @@ class _Column:
         return bool((self.starts > (self.low + self.high) / 2).mean() >= 0.5)
 
     def is_within(self, slack: float) -> bool:
-        """Whether all of it is 0..1, give or take."""
+        """Whether all of it is within 0..1, with some slack."""
         return bool(self.values.size) and self.low >= -slack and self.high <= 1 + slack
 
 
@@ -171,10 +171,10 @@ def find_scales(
 
     Args:
         command: (N,) commands; numbers that are not finite are left out.
-        measured: (N,) what was measured at the same steps.
+        measured: (N,) measurements at the same steps.
         starts: first step of each episode.
-        declared: what a flag or key says; it is believed, or refused if the numbers contradict it.
-        labeled: what the data says of itself; believed where nothing is declared, unless the numbers contradict it.
+        declared: the scale given by a flag or key; it is accepted, or refused if the numbers contradict it.
+        labeled: the data's own label; accepted if nothing is declared, unless the numbers contradict it.
 
     Raises:
         SpecError: the numbers contradict what was declared; both are named.
@@ -196,13 +196,13 @@ def find_scales(
 def _column(values: ArrayLike, starts: NDArray[np.int64]) -> _Column:
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1:
-        raise SpecError(f"gripper numbers have shape {numbers.shape}; expected one a step, (N,)")
+        raise SpecError(f"gripper numbers have shape {numbers.shape}; expected one per step, (N,)")
     begun = numbers[starts[starts < len(numbers)]]
     return _Column(numbers[np.isfinite(numbers)], begun[np.isfinite(begun)])
 
 
 def _other_column(stated: DeclaredScales, ours: _Column, theirs: _Column, origin: Origin) -> ResolvedScale:
-    """The measurement's scale: named by itself, or the command's where it is alike, or as it shows itself."""
+    """The measurement's scale: its own name, or the command's if they look alike, or what its numbers show."""
     if stated.measured is not None:
         return _believed(stated.measured, theirs, origin, "measurement")
     alike = theirs.family in (ours.family, "near 0") or stated.command.is_internal
@@ -222,7 +222,7 @@ def _believed(scale: GripperScale, column: _Column, origin: Origin, what: str) -
 
 
 def _contradiction(scale: GripperScale, column: _Column) -> str | None:
-    """The range of numbers that cannot be of a scale: far beyond its ends, or a whole scale in a sliver of it."""
+    """The range of numbers that contradict a scale: far beyond its ends, or covering only a sliver of it."""
     if not column.values.size:
         return None
     span, low, high = abs(scale.open - scale.closed), min(scale.open, scale.closed), max(scale.open, scale.closed)
@@ -233,7 +233,7 @@ def _contradiction(scale: GripperScale, column: _Column) -> str | None:
 
 
 def _without_a_word(ours: _Column, theirs: _Column | None, moves: float) -> ResolvedScales:
-    """``moves``: how well the command agrees with the measurement, -1..1; 0 where that says nothing."""
+    """``moves``: how well the command agrees with the measurement, -1..1; 0 if that is inconclusive."""
     if theirs is None:
         return ResolvedScales(_of_itself(ours))
     other = _of_itself(theirs)
@@ -247,28 +247,28 @@ def _without_a_word(ours: _Column, theirs: _Column | None, moves: float) -> Reso
         if moves < 0:
             return ResolvedScales(_unknown(ours, reason), other)
     if other.scale is not None and ours.is_within(_BEYOND) and ours.family != "meters":
-        reason = "0..1, as the measured gripper, which begins open"
+        reason = "0..1, like the measured gripper, which begins open"
         return ResolvedScales(ResolvedScale(other.scale, "found", *ours.range, reason), other)
     command = _of_itself(ours)
-    if command.scale is not None and theirs.family == "near 0":  # a sensor that says nothing
+    if command.scale is not None and theirs.family == "near 0":  # an uninformative sensor
         other = ResolvedScale(command.scale, "found", *theirs.range, "near 0 throughout, with a command of 0..1")
     return ResolvedScales(command, other)
 
 
 def _of_itself(column: _Column) -> ResolvedScale:
-    """What a column shows without the other."""
+    """What a column shows without the other one."""
     if column.family == "0..1" and column.begins_high is not False:
         return ResolvedScale(INTERNAL, "found", *column.range, "0..1, and it begins open if 1 is open")
     reasons: dict[Family, str] = {
-        "meters": "it looks like a width in meters, of which the range does not tell the full opening",
+        "meters": "it looks like a width in meters, whose range does not show the full opening",
         "0..1": "0..1, but it begins at 0: 1 may be open or closed",
         "0..1 without 1": "within 0..1, but it never reaches 1: 0..1, or an angle, or a width",
         "near 0": "near 0 throughout: closed in 0..1, or the lower end of any scale",
         "nothing": "without a number",
-        "radians": "it looks like an angle, of which the range tells neither the polarity nor the full opening",
-        "counts": "no unit that is known here",
+        "radians": "it looks like an angle, whose range shows neither the polarity nor the full opening",
+        "counts": "no known unit",
     }
-    known = f"it looks like {column.family}, and the range does not tell which end is open"
+    known = f"it looks like {column.family}, and the range does not show which end is open"
     return _unknown(column, reasons.get(column.family, known))
 
 
@@ -277,7 +277,7 @@ def _unknown(column: _Column, reason: str) -> ResolvedScale:
 
 
 def _candidates(column: _Column) -> tuple[GripperScale, ...]:
-    """What a column may be, the likeliest first: an episode begins open."""
+    """Possible scales of a column, the likeliest first, assuming that episodes begin open."""
     if column.family == "nothing":
         return ()
     bottom = min(column.low, 0.0)

@@ -1,4 +1,4 @@
-"""The scales that a gripper is written in: two numbers, the one that means closed and the one that means open.
+"""The scales of gripper numbers, each given by two numbers: the one that means closed and the one that means open.
 
     open1, closed1                 0..1; the name says which state 1 is
     signed_open1, signed_closed1   -1..1
@@ -51,7 +51,7 @@ class GripperScale:
     """One scale: the number that means closed, and the one that means open.
 
     Attributes:
-        name: as in the module's text; what a flag or a config key takes.
+        name: as in the module's docstring; used by flags and config keys.
         closed, open: the two ends, in the unit of the data.
     """
 
@@ -61,7 +61,7 @@ class GripperScale:
 
     @property
     def is_internal(self) -> bool:
-        """Whether it is 0 closed to 1 open: nothing is to be converted."""
+        """Whether it is 0 closed to 1 open, so that no conversion is needed."""
         return (self.closed, self.open) == (GRIPPER_CLOSED, GRIPPER_OPEN)
 
     @property
@@ -88,22 +88,22 @@ INTERNAL = GripperScale("open1", GRIPPER_CLOSED, GRIPPER_OPEN)
 
 @dataclass(frozen=True)
 class DeclaredScales:
-    """The declared scales: of the command, and of the measurement where it was named by itself."""
+    """The declared scales: of the command, and of the measurement if it was named separately."""
 
     command: GripperScale
     measured: GripperScale | None = None
 
     @property
     def name(self) -> str:
-        """As a flag takes it."""
+        """The form used by flags."""
         return self.command.name if self.measured is None else f"{self.command.name}/{self.measured.name}"
 
 
 def parse_scale(name: str) -> GripperScale:
-    """The scale of a name.
+    """The scale with that name.
 
     Raises:
-        SpecError: no such name; says which there are.
+        SpecError: there is no such name; lists the known ones.
     """
     word, *numbers = name.strip().split(":")
     for spelling, usual in _SPELLINGS.items():
@@ -127,7 +127,7 @@ def parse_scale(name: str) -> GripperScale:
 
 
 def parse_scales(name: str | None) -> DeclaredScales | None:
-    """The scales of a flag or a config key, ``NAME`` or ``COMMAND/MEASURED``; None of None.
+    """The scales of a flag or a config key, ``NAME`` or ``COMMAND/MEASURED``; None for None.
 
     Raises:
         SpecError: no such name.
@@ -151,7 +151,7 @@ def add_gripper_scale(parser: argparse.ArgumentParser) -> None:
 
 
 def labeled_scales(semantics: Mapping[str, Any] | None, where: str) -> DeclaredScales | None:
-    """The scales that an ``action_semantics`` names in its ``gripper`` entry; None if it names none.
+    """The scales in the ``gripper`` entry of an ``action_semantics``; None if there is no such entry.
 
     Raises:
         SpecError: the entry is not two different numbers, in ``where``.

@@ -60,7 +60,7 @@ class JpegHeader:
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(offset, code, payload) of each segment up to and including the first start of scan; ends early if one is cut."""
+    """(offset, code, payload) of each segment up to and including the first start of scan; stops at a truncated one."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         code = data[at + 1]
@@ -77,7 +77,7 @@ def segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def jpeg_header(data: bytes) -> JpegHeader | None:
-    """The header of a JPEG; None if it is none or ends before its frame header."""
+    """The header of a JPEG; None if it is not a JPEG, or ends before its frame header."""
     if data[:2] != START:
         return None
     frame: tuple[int, int, bytes] | None = None
@@ -103,7 +103,7 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) from the header of a JPEG, before it is turned; None if it is none."""
+    """(width, height) from the header of a JPEG, before rotation; None if it is not a JPEG."""
     header = jpeg_header(data)
     return None if header is None else header.size
 
@@ -118,7 +118,7 @@ def _component(entry: bytes) -> tuple[int, int, int]:
 
 
 def end_of_picture(data: bytes, scan_at: int) -> int | None:
-    """Offset behind the end marker of the picture whose first scan starts there; None if it has no end marker."""
+    """Offset after the end marker of the picture whose first scan starts there; None if it has no end marker."""
     at = scan_at
     while (match := _MARKER_IN_DATA.search(data, at)) is not None:
         if match.group() == END:
@@ -133,7 +133,7 @@ def restart_segments(data: bytes) -> tuple[list[bytes], list[bytes]]:
 
 
 def exif_orientation(tiff: bytes) -> int:
-    """Orientation, 1 to 8, in the TIFF structure of EXIF (CIPA DC-008, 4.6.4); 1 where it is absent or not readable."""
+    """Orientation, 1 to 8, in the TIFF structure of EXIF (CIPA DC-008, 4.6.4); 1 if it is missing or unreadable."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None or len(tiff) < 8:
         return 1

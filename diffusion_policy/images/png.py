@@ -1,7 +1,7 @@
 """The structure of a PNG (ISO/IEC 15948): its chunks, whether all pixels are there, EXIF orientation.
 
-OpenCV fills in what is missing of a cut PNG; here every critical chunk must match its CRC-32 and the compressed pixels
-must unpack to as many bytes as the header implies.
+OpenCV fills in the missing part of a truncated PNG; here every critical chunk must match its CRC-32, and the compressed
+pixels must unpack to exactly the number of bytes that the header implies.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WHOLE = ((0, 0, 1, 1),)
 
 @dataclass(frozen=True)
 class PngHeader:
-    """What the first chunk of a PNG states.
+    """The contents of a PNG's first chunk.
 
     Attributes:
         size: (width, height), pixels.
@@ -51,7 +51,7 @@ class PngHeader:
 
     @property
     def raw_size(self) -> int:
-        """Bytes of the unpacked rows, a filter byte before each."""
+        """Bytes of the unpacked rows, including a filter byte before each."""
         width, height = self.size
         bits = _SAMPLES[self.color] * self.depth
         total = 0
@@ -81,7 +81,7 @@ class Png:
 
 
 def png_header(data: bytes) -> PngHeader | None:
-    """The first chunk, IHDR, of a PNG; None if there is none or it makes no sense."""
+    """The first chunk, IHDR, of a PNG; None if it is missing or invalid."""
     if not data.startswith(SIGNATURE) or data[12:16] != b"IHDR" or len(data) < 33:
         return None
     width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
@@ -91,10 +91,10 @@ def png_header(data: bytes) -> PngHeader | None:
 
 
 def check_png(data: bytes, header: PngHeader, where: str) -> Png:
-    """A PNG, checked for whole pixels.
+    """A PNG whose pixels have been checked.
 
     Raises:
-        ImageError: a chunk that counts is damaged, pixels are missing, or there are several pictures.
+        ImageError: a critical chunk is damaged, pixels are missing, or there are several pictures.
     """
     orientation, has_alpha, animated = 1, header.has_alpha, False
     packed: list[bytes] = []
@@ -116,7 +116,7 @@ def check_png(data: bytes, header: PngHeader, where: str) -> Png:
         has_alpha = has_alpha or kind == b"tRNS"
         animated = animated or kind == b"acTL"
     if animated:
-        raise ImageError(f"{where}: an animated PNG; expected one picture a file")
+        raise ImageError(f"{where}: an animated PNG; expected one picture per file")
     missing = _missing_pixels(packed, header)
     if missing is not None:
         problem = f"the PNG is cut off after {len(data)} bytes" if is_cut else f"a damaged PNG: {missing}"
@@ -126,7 +126,7 @@ def check_png(data: bytes, header: PngHeader, where: str) -> Png:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[int, bytes, bytes | None, bool]]:
-    """(offset, type, payload, whether its CRC fits) of each chunk; payload None for one that is cut."""
+    """(offset, type, payload, whether its CRC matches) of each chunk; payload is None for a truncated one."""
     at = len(SIGNATURE)
     while at < len(data):
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -149,5 +149,5 @@ def _missing_pixels(packed: Sequence[bytes], header: PngHeader) -> str | None:
     except zlib.error as error:
         return f"its pixels do not unpack ({error})"
     if n_bytes != header.raw_size or not unpacker.eof:
-        return f"its pixels unpack to {n_bytes} bytes, its header implies {header.raw_size}"
+        return f"its pixels unpack to {n_bytes} bytes, but its header implies {header.raw_size}"
     return None

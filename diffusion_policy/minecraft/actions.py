@@ -1,13 +1,13 @@
-"""Actions of VPT: 20 buttons and a camera, as two numbers that its heads predict, and back.
+"""VPT's actions: 20 buttons and a camera, converted to and from the two numbers that its heads predict.
 
     joint {"buttons": 0 .. 8640, "camera": 0 .. 120}  <->  factored buttons (20,) and camera bins (2,)
                                                       <->  environment {"attack": 0 | 1, ..., "camera": (pitch, yaw)}
 
-Forward and back cancel each other, and so do left and right; of sprint and sneak, and of several hotbar slots, the last
-one wins; ``inventory`` overrides all others. One digit says whether the camera moves; if not, both of its bins are the
-middle one. An inventory action keeps the camera bins that were sampled with it, as upstream's does.
+Forward and back cancel each other, and so do left and right; among sprint and sneak, and among several hotbar slots,
+the last one wins; ``inventory`` overrides all others. One digit says whether the camera moves; if not, both of its bins
+are the middle one. An inventory action keeps the camera bins that were sampled with it, as in upstream.
 
-The camera is (pitch, yaw) in degrees a step, pitch downwards. It is quantized by the mu-law to 11 bins an axis.
+The camera is (pitch, yaw) in degrees per step, with pitch downward. It is quantized by the mu-law to 11 bins per axis.
 
 Legend of shapes: (...) any leading dimensions.
 """
@@ -54,7 +54,7 @@ MOST_DEGREES, BIN_SIZE, MU = 10.0, 2.0, 10.0
 
 
 class MinecraftError(WorkspaceError, ValueError):
-    """Something of Minecraft is not what it must be: an action, a recording, an environment."""
+    """An action, a recording or an environment of Minecraft is not valid."""
 
 
 class Factored(NamedTuple):
@@ -70,14 +70,14 @@ class Factored(NamedTuple):
 
 
 def quantize(degrees: ArrayLike) -> IntArray:
-    """Degrees a step -> bins 0 .. 10; beyond 10 degrees the outermost bin."""
+    """Degrees per step -> bins 0 .. 10; beyond 10 degrees the outermost bin."""
     clipped = np.clip(np.asarray(degrees, dtype=np.float64), -MOST_DEGREES, MOST_DEGREES) / MOST_DEGREES
     encoded = np.sign(clipped) * np.log1p(MU * np.abs(clipped)) / np.log1p(MU) * MOST_DEGREES
     return np.round((encoded + MOST_DEGREES) / BIN_SIZE).astype(np.int64)
 
 
 def degrees_of(bins: ArrayLike) -> NDArray[np.float64]:
-    """Bins 0 .. 10 -> degrees a step: the inverse of the quantization at the middle of each bin."""
+    """Bins 0 .. 10 -> degrees per step: the inverse of the quantization, at the middle of each bin."""
     encoded = (np.asarray(bins, dtype=np.float64) * BIN_SIZE - MOST_DEGREES) / MOST_DEGREES
     return np.sign(encoded) * ((1 + MU) ** np.abs(encoded) - 1) / MU * MOST_DEGREES
 
@@ -86,7 +86,7 @@ def to_joint(factored: Factored) -> dict[str, IntArray]:
     """Factored -> {"buttons": (...), "camera": (...)}.
 
     Raises:
-        MinecraftError: other shapes, or bins out of range.
+        MinecraftError: the shapes are wrong, or bins are out of range.
     """
     buttons, camera = (np.asarray(part) for part in factored)
     if buttons.shape[-1:] != (len(BUTTONS),) or camera.shape != (*buttons.shape[:-1], 2):
@@ -110,7 +110,7 @@ def to_factored(joint: Mapping[str, ArrayLike]) -> Factored:
     """{"buttons": (...), "camera": (...)} -> factored.
 
     Raises:
-        MinecraftError: numbers out of range, or of different shapes.
+        MinecraftError: numbers are out of range, or differ in shape.
     """
     numbers, bins = (np.asarray(joint[name], dtype=np.int64) for name in ("buttons", "camera"))
     if numbers.shape != bins.shape:
@@ -133,7 +133,7 @@ def to_factored(joint: Mapping[str, ArrayLike]) -> Factored:
 
 
 def from_environment(action: Mapping[str, Any]) -> Factored:
-    """An environment's action, in which absent buttons are up and an absent camera is still.
+    """An environment's action, in which missing buttons are up and a missing camera is still.
 
     Raises:
         MinecraftError: a button that VPT does not have, or a camera that is not two finite numbers.
@@ -164,7 +164,7 @@ def to_environment(factored: Factored) -> dict[str, Any]:
 
 
 def _digit(buttons: NDArray[Any], group: str) -> IntArray:
-    """Which choice of a group is pressed; of several none if they are opposites, else the last one."""
+    """The pressed choice of a group; if there are several, none if they are opposites, else the last one."""
     pressed = [buttons[..., BUTTONS.index(name)] != 0 for name in GROUPS[group][1:]]
     digit = np.zeros(buttons.shape[:-1], dtype=np.int64)
     for choice, is_pressed in enumerate(pressed, start=1):

@@ -1,9 +1,9 @@
-"""A line of JSON a tick, as OpenAI's contractors recorded their play -> VPT's 20 buttons and its camera.
+"""One line of JSON per tick, as OpenAI's contractors recorded their play -> VPT's 20 buttons and camera.
 
-What upstream's reader does and this one does too: a key or mouse button that is down is a button that is down; a change
-of the hotbar is a press of that slot; an attack that is down from the first tick on, before any press, is stuck and
-counts as up until it is pressed anew. What differs, on purpose: the camera keeps its fractions of a degree (upstream's
-integer array cuts them off, its issue 54), and ticks without any action are counted, and left out only where asked for.
+Like upstream's reader: a key or mouse button that is down is a button that is down; a change of the hotbar is a press
+of that slot; an attack that is down from the first tick on, before any press, is stuck and counts as up until it is
+pressed again. Two differences are deliberate: the camera keeps its fractions of a degree (upstream's integer array
+truncates them, its issue 54), and ticks without any action are counted, and left out only on request.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KEYS = {
 MOUSE_BUTTONS = {"attack": 0, "use": 1}
 _BUTTON_OF_KEY = {f"key.keyboard.{key}": button for button, key in KEYS.items()}
 _BUTTON_OF_MOUSE = {number: button for button, number in MOUSE_BUTTONS.items()}
-# What the recorder knows and VPT never does.
+# Keys that the recorder knows but VPT never presses.
 _WITHOUT_BUTTON = {"key.keyboard.escape": "ESC", "key.keyboard.f": "swapHands", 2: "pickItem"}
 SCREEN_HEIGHT = 720.0  # pixels in which the cursor is recorded
 _LONGEST_LINE = 1 << 20
@@ -43,8 +43,8 @@ class Played:
         action: (N, 22) float32, in the order of ``actions.VPT_ACTION``: buttons 0 or 1, pitch and yaw in degrees.
         cursor: (N, 2) where the cursor is, in pixels of a screen 720 high; NaN where no window is open.
         null: (N,) whether a tick has no action at all.
-        ignored: how often each key was down that VPT has no button for.
-        stuck: ticks of an attack that was down from the start.
+        ignored: how often each key without a VPT button was down.
+        stuck: number of ticks of an attack that was down from the start.
     """
 
     action: NDArray[np.float32]
@@ -61,8 +61,8 @@ def read_lines(lines: Iterable[str], where: str) -> Played:
     """Read a recording's lines.
 
     Args:
-        lines: of JSON, a tick each.
-        where: file, for errors.
+        lines: of JSON, one per tick.
+        where: the file, for errors.
 
     Raises:
         MinecraftError: a line is not as described; says which, and what it lacks.
@@ -87,7 +87,7 @@ def read_lines(lines: Iterable[str], where: str) -> Played:
         rows.append(np.array([*(name in pressed for name in BUTTONS), *tick.turn], np.float32))
         cursors.append(tick.cursor)
     if not rows:
-        raise MinecraftError(f"{where}: holds no line; expected a line of JSON for every frame of the video")
+        raise MinecraftError(f"{where}: is empty; expected a line of JSON for every frame of the video")
     action = np.stack(rows)
     return Played(action, np.array(cursors), np.asarray((action == 0).all(axis=1)), dict(ignored), stuck_ticks)
 
@@ -102,7 +102,7 @@ class _Tick:
         try:
             content = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise MinecraftError(f"{where}: is no JSON ({error})") from error
+            raise MinecraftError(f"{where}: is not JSON ({error})") from error
         mouse, keyboard = self._part(content, "mouse"), self._part(content, "keyboard")
         self.keys = [key for key in self._list(keyboard, "keys") if isinstance(key, str)]
         self.buttons = [button for button in self._list(mouse, "buttons") if isinstance(button, int)]

@@ -1,4 +1,4 @@
-"""Where a VPT policy can play: the grove of this package, or MineDojo where it is installed, made by one function."""
+"""Environments for VPT policies: this package's grove, or MineDojo if it is installed, created by one function."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make_minecraft(
         max_steps: ticks after which an episode is truncated.
 
     Raises:
-        MinecraftError: no such game or task, or MineDojo is absent or cannot start.
+        MinecraftError: there is no such game or task, or MineDojo is missing or cannot start.
     """
     if game == "grove":
         return GroveEnv(task, spaces, camera_interval, max_steps)
@@ -82,11 +82,12 @@ def _minedojo_errors(task: str) -> Iterator[None]:
 class MineDojoEnv(gymnasium.Env[Observation, Any]):
     """A task of MineDojo under Gymnasium's interface and the spaces of ``GroveEnv``.
 
-    In VPT's space turns that fall between two bins are carried over to the next step, so a small ``camera_interval``
-    acts sooner. A task counts as completed when it ends with a positive reward, as MineDojo's own tasks do.
+    In VPT's space, turns that fall between two bins are carried over to the next step, so with a small
+    ``camera_interval`` they take effect sooner. A task counts as completed when it ends with a positive reward, as
+    MineDojo's own tasks do.
 
     Raises:
-        MinecraftError: MineDojo is absent, or does not know the task.
+        MinecraftError: MineDojo is missing, or does not know the task.
     """
 
     def __init__(self, task: str, spaces: Spaces, camera_interval: float, max_steps: int) -> None:
@@ -104,7 +105,7 @@ class MineDojoEnv(gymnasium.Env[Observation, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Starts an episode; MineDojo takes its seed before it resets."""
+        """Starts an episode; MineDojo takes its seed before resetting."""
         super().reset(seed=seed)
         if options:
             raise MinecraftError(f"options are {sorted(options)}; MineDojo takes none")

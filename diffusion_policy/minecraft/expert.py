@@ -1,6 +1,7 @@
 """A scripted player of the grove: turns to the nearest target, walks up to it, aims, and holds the right button.
 
-It acts in VPT's space: its turns are values of the camera's bins, so a policy that clones it can say all that it does.
+It acts in VPT's space: its turns are values of the camera's bins, so a policy that clones it can express everything
+that it does.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ import numpy as np
 from diffusion_policy.minecraft.actions import BUTTONS, degrees_of, quantize
 from diffusion_policy.minecraft.world import Box, World
 
-_STILL = 0.35  # degrees: a smaller error is not corrected; half of the smallest turn
+_STILL = 0.35  # degrees: smaller errors are not corrected; half of the smallest turn
 _AHEAD = 25.0  # degrees of yaw within which it walks
 _SPRINTS_FROM = 6.0  # meters
 _STUCK_TICKS, _ASIDE_TICKS = 4, 14
-_STUCK_M = 0.02  # a tick; it walks ten times as far
+_STUCK_M = 0.02  # per tick; it walks ten times as far
 
 
 class Expert:
     """Plays one episode.
 
     Args:
-        rng: of pauses and of the strength of turns.
+        rng: draws pauses and the strength of turns.
         variation: 0 to 1, how much it pauses and how unevenly it turns; 0 draws nothing.
     """
 
@@ -35,7 +36,7 @@ class Expert:
         self._before = np.full(3, np.nan)
 
     def act(self, world: World) -> dict[str, Any]:
-        """The action for the present state: all buttons, and the camera (2,) in degrees."""
+        """The action for the current state: all buttons, and the camera (2,) in degrees."""
         pressed: set[str] = set()
         if self._pauses(world):
             return _action(pressed, np.zeros(2))
@@ -45,7 +46,7 @@ class Expert:
         aimed = world.aimed_at()
         if aimed is not None and aimed.material == world.task.target and distance < near + 1.0:
             pressed.add(world.task.button)
-            if world.progress:  # a steady hand: any turn could leave the block
+            if world.progress:  # no turns: any turn could move the aim off the block
                 turn = turn * (world.task.target == "sheep")
         if abs(yaw) < _AHEAD and distance > near:
             pressed |= {"forward", "sprint"} if distance > _SPRINTS_FROM else {"forward"}
@@ -54,7 +55,7 @@ class Expert:
         return _action(pressed, np.where(np.abs(turn) < _STILL, 0.0, turn))
 
     def _pauses(self, world: World) -> bool:
-        """Whether it does nothing now, as people do at times; not while it works."""
+        """Whether it pauses now, as people do at times; never while harvesting."""
         if self._pause == 0 and not world.progress and self._rng.random() < 0.03 * self._variation:
             self._pause = int(self._rng.integers(3, 9))
         self._pause = max(0, self._pause - 1)
@@ -68,7 +69,7 @@ class Expert:
         return math.degrees(math.atan2(-y, distance)) - world.pitch, yaw, distance
 
     def _walk_around(self, world: World, pressed: set[str], *, hidden: bool) -> None:
-        """Step aside where something stands in the way, or hides a target that is near enough."""
+        """Step aside if something is in the way, or hides a target that is near enough."""
         moved = float(np.abs(world.position - self._before).max())
         stood = hidden or ("forward" in pressed and moved < _STUCK_M)
         self._stood = self._stood + 1 if stood else 0
@@ -82,7 +83,7 @@ class Expert:
 
 
 def _target(world: World) -> Box:
-    """The part of the nearest target that is easiest to reach: of a tree the second log, level with the eyes."""
+    """The part of the nearest target that is easiest to reach: for a tree the second log, at eye level."""
 
     def effort(box: Box) -> tuple[float, float]:
         x, y, z = (box.low + box.high) / 2 - world.eye

@@ -5,8 +5,8 @@
     observation, reward, terminated, truncated, info = env.step([1, 0, 0, 12, 12, 0, 0, 0])
 
 Tasks: ``log`` (walk to a tree, aim at the trunk, hold attack until the log drops), ``wool`` (reach a sheep that
-wanders, use the shears), ``stone`` (aim down at a rock, hold attack). It is not Minecraft: what a policy does here says
-whether it was trained and connected well, not how it would do there.
+wanders, use the shears), ``stone`` (aim down at a rock, hold attack). It is not Minecraft: a policy's behavior here
+shows whether it was trained and connected correctly, not how well it would do there.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ DEFAULT_MAX_STEPS = 600  # 30 s; the scripted expert needs 60 to 250
 class GroveEnv(gymnasium.Env[Observation, Any]):
     """One player in a grove; a step is a tick of a twentieth of a second.
 
-    With ``spaces="minedojo"``, as MineDojo: observation {"rgb": (3, 160, 256) uint8}, action (8,) slots. With
-    ``spaces="vpt"``, as VPT: observation {"pov": (160, 256, 3) uint8}, action (22,) float32: the 20 buttons in the
+    With ``spaces="minedojo"``, as in MineDojo: observation {"rgb": (3, 160, 256) uint8}, action (8,) slots. With
+    ``spaces="vpt"``, as in VPT: observation {"pov": (160, 256, 3) uint8}, action (22,) float32: the 20 buttons in the
     order of ``actions.BUTTONS``, above 0.5 = down, then pitch and yaw in degrees.
 
     The reward is 1 at the step that harvests the target, else 0; the episode terminates there. ``info`` holds
-    ``success``, ``failure`` (why it failed, if it ended now; None after success), ``progress`` (0 to 1 of the
-    harvest), ``aimed`` (whether the target is in the middle of the picture and within reach), ``ignored`` (what of the
-    last action has no meaning here) and ``target_xy`` (2,), where the nearest target was at the start, relative to the
-    player, meters to the right and ahead.
+    ``success``, ``failure`` (the reason of failure if the episode ended now; None after success), ``progress`` (0 to 1
+    of the harvest), ``aimed`` (whether the target is in the middle of the picture and within reach), ``ignored`` (parts
+    of the last action without a meaning here) and ``target_xy`` (2,), the initial position of the nearest target
+    relative to the player, in meters to the right and ahead.
 
     Args:
         task: "log", "wool" or "stone".
@@ -51,7 +51,7 @@ class GroveEnv(gymnasium.Env[Observation, Any]):
         render_mode: "rgb_array" or None.
 
     Raises:
-        MinecraftError: no such task, spaces or render mode, or an interval without a bin for no turn.
+        MinecraftError: there is no such task, spaces or render mode, or the interval has no bin for no turn.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": round(1 / TICK_SECONDS)}  # noqa: RUF012
@@ -81,7 +81,7 @@ class GroveEnv(gymnasium.Env[Observation, Any]):
         """Draws a world; equal seeds give equal worlds.
 
         Raises:
-            MinecraftError: there are options, and the grove has none.
+            MinecraftError: options are given, but the grove has none.
         """
         super().reset(seed=seed)
         if options:
@@ -94,7 +94,7 @@ class GroveEnv(gymnasium.Env[Observation, Any]):
         """One tick.
 
         Raises:
-            MinecraftError: the action is not of this space.
+            MinecraftError: the action is not in this space.
         """
         taken, self._ignored = self._read(action)
         pressed, turn = pressed_buttons(taken)
@@ -126,10 +126,12 @@ class GroveEnv(gymnasium.Env[Observation, Any]):
 
     def _failure(self, *, on_target: bool) -> str:
         if on_target:
-            return f"aimed at the {self.task.target}, did not hold {self.task.button} long enough"
+            return f"aimed at the {self.task.target}, but did not hold {self.task.button} long enough"
         near = float(np.hypot(*_nearest(self.world))) < 4.0
         return (
-            f"stood at the {self.task.target}, did not aim at it" if near else f"did not reach the {self.task.target}"
+            f"stood at the {self.task.target}, but did not aim at it"
+            if near
+            else f"did not reach the {self.task.target}"
         )
 
 
@@ -172,7 +174,7 @@ def observation_of(frame: NDArray[np.uint8], spaces: Spaces) -> Observation:
 
 
 def _nearest(world: World) -> tuple[float, float]:
-    """Meters to the right of the player and ahead of it at which the nearest target is."""
+    """Position of the nearest target, in meters to the right of the player and ahead of it."""
     middles = [(box.low + box.high) / 2 - world.position for box in world.targets()]
     away = min(middles, key=lambda at: float(np.hypot(at[0], at[2])), default=np.zeros(3))
     turned = np.radians(world.yaw)

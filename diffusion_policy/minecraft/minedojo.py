@@ -1,4 +1,4 @@
-"""MineDojo's action spaces, from and to the buttons and camera of VPT, with what is lost on the way.
+"""Translates between MineDojo's action spaces and VPT's buttons and camera, and reports what is lost.
 
     slot  0 none, forward, back             4 yaw of the camera: interval * i - 180 degrees
           1 none, left, right               5 none, use, drop, attack, craft, equip, place, destroy
@@ -8,10 +8,11 @@
 The wrapper that ``minedojo.make`` always applies has these eight slots, with its default of 15 degrees
 ``MultiDiscrete([3, 3, 4, 25, 25, 8, 244, 36])``. Its no-op is ``[0, 0, 0, 12, 12, 0, 0, 0]``: zeros would turn the head
 by half a circle. Below the wrapper, MineDojo's simulator takes a dictionary with a key for each button and a camera in
-degrees, which loses next to nothing.
+degrees, which loses almost nothing.
 
-VPT's largest turn is 10 degrees a step, so at 15 degrees a bin most turns round to none; `CameraRemainder` carries what
-rounding left over into the next step, and rounds left and right alike. A smaller interval needs no such help.
+VPT's largest turn is 10 degrees per step, so at 15 degrees per bin most turns round to none; `CameraRemainder` carries
+what rounding leaves over into the next step, and treats left and right symmetrically. A smaller interval needs no such
+help.
 
 Numbers of the slots: MineDojo's source, commit 2731bc2.
 """
@@ -45,7 +46,7 @@ POSTURE = ("none", "jump", "sneak", "sprint")
 FUNCTION = ("none", "use", "drop", "attack", "craft", "equip", "place", "destroy")
 N_CRAFTS, N_INVENTORY = 244, 36
 DEFAULT_INTERVAL = 15.0
-# What wins where one slot holds several buttons: the order in which MineDojo's own reverse mapping looks.
+# Precedence if one slot holds several buttons: the order of MineDojo's own reverse mapping.
 _POSTURE_ORDER = ("jump", "sprint", "sneak")
 _FUNCTION_ORDER = ("attack", "use", "drop")
 _HOTBARS = tuple(name for name in BUTTONS if name.startswith("hotbar."))
@@ -59,8 +60,8 @@ class Translated(NamedTuple):
     """An action in another space.
 
     Attributes:
-        action: there.
-        lost: what of it has no counterpart there, in words; empty where nothing was lost.
+        action: in that space.
+        lost: parts without a counterpart there, in words; empty if nothing was lost.
     """
 
     action: Any
@@ -69,12 +70,12 @@ class Translated(NamedTuple):
 
 @dataclass
 class CameraRemainder:
-    """Degrees of pitch and yaw that were asked for and not yet turned; one for each episode."""
+    """Degrees of pitch and yaw that were requested but not yet turned; one per episode."""
 
     degrees: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
 
     def reset(self) -> None:
-        """An episode starts: nothing is owed."""
+        """Clear the remainder at the start of an episode."""
         self.degrees = np.zeros(2)
 
 
@@ -84,11 +85,11 @@ class MineDojoSpace:
 
     Attributes:
         camera_interval: degrees between two bins of the camera; a divisor of 180, else no bin means no turn.
-        hotbar: how a hotbar button is written, which MineDojo does not have. "equip": equip what is in that slot of
-            the inventory (slot 5 = equip, slot 7 = k - 1), the nearest that MineDojo does, although it moves armor to
-            the body and fails on an empty slot. "slot": slot 7 = k and nothing else, as a public guide writes it;
-            MineDojo ignores slot 7 there, so this is a code to store actions in, not one to act with.
-        crafts: choices of slot 6; MineDojo has 244, the space of a public guide 4.
+        hotbar: how to write a hotbar button, which MineDojo does not have. "equip": equip the item in that slot of the
+            inventory (slot 5 = equip, slot 7 = k - 1), the closest that MineDojo offers, although it moves armor to the
+            body and fails on an empty slot. "slot": slot 7 = k and nothing else, as in a public guide; MineDojo ignores
+            slot 7 then, so this code is for storing actions, not for acting.
+        crafts: choices of slot 6; MineDojo has 244, a public guide's space 4.
     """
 
     camera_interval: float = DEFAULT_INTERVAL
@@ -107,7 +108,7 @@ class MineDojoSpace:
         if abs(180 / self.camera_interval - round(180 / self.camera_interval)) > 1e-9:
             raise MinecraftError(
                 f"camera_interval is {self.camera_interval:g}, which does not divide 180: no bin would mean no turn "
-                "(the middle one turns the head at every step); take 15, 10, 5, 1 or 0.1"
+                "(the middle one turns the head at every step); use 15, 10, 5, 1 or 0.1"
             )
         if self.hotbar not in ("equip", "slot"):
             raise MinecraftError(f"hotbar is {self.hotbar!r}; expected equip or slot")
@@ -116,7 +117,7 @@ class MineDojoSpace:
 
     @property
     def middle(self) -> int:
-        """The camera's bin that turns nothing."""
+        """The camera's bin for no turn."""
         return round(180 / self.camera_interval)
 
     @property
@@ -134,7 +135,7 @@ class MineDojoSpace:
         """Buttons and camera in degrees -> (8,) slots.
 
         Args:
-            action: as VPT's agent gives it; absent buttons are up.
+            action: as returned by VPT's agent; missing buttons are up.
             remainder: of this episode, carried from step to step; None: what rounding leaves over is lost.
 
         Raises:
@@ -144,7 +145,7 @@ class MineDojoSpace:
         slots, lost = self.no_op, []
         for slot, choices in ((0, FORE_BACK), (1, LEFT_RIGHT)):
             held = [name for name in choices[1:] if name in pressed]
-            slots[slot] = choices.index(held[0]) if len(held) == 1 else 0  # both: they cancel each other
+            slots[slot] = choices.index(held[0]) if len(held) == 1 else 0  # if both are pressed, they cancel each other
         slots[2], others = _first(pressed, _POSTURE_ORDER, POSTURE)
         lost += others
         slots[5], others = _first(pressed, _FUNCTION_ORDER, FUNCTION)
@@ -196,14 +197,14 @@ class MineDojoSpace:
             slots[7] = number + 1
             return held[:-1]
         if slots[5]:
-            return held  # the hand is busy with another function
+            return held  # the slot is already used by another function
         slots[5], slots[7] = FUNCTION.index("equip"), number
         return held[:-1]
 
     def _turn(self, camera: NDArray[np.float64], remainder: CameraRemainder | None) -> tuple[IntArray, list[str]]:
-        """Bins of pitch and yaw, and what they lack of the turn."""
+        """Bins of pitch and yaw, and the rest of the turn."""
         owed = camera if remainder is None else camera + remainder.degrees
-        # Half a bin rounds away from zero, so that left and right are treated alike; the last bins are the limits.
+        # Half a bin rounds away from zero, so that left and right are symmetric; the last bins are the limits.
         bins = np.sign(owed) * np.floor(np.abs(owed) / self.camera_interval + 0.5)
         bins = np.clip(bins, -self.middle, self.middle)
         left = owed - bins * self.camera_interval
@@ -215,7 +216,8 @@ class MineDojoSpace:
 
 
 def to_simulator(action: Mapping[str, Any]) -> Translated:
-    """Buttons and camera -> the dictionary of MineDojo's simulator, a key a button and (2,) degrees of pitch and yaw.
+    """Buttons and camera -> the dictionary of MineDojo's simulator, one key per button and (2,) degrees of pitch and
+    yaw.
 
     Raises:
         MinecraftError: as ``MineDojoSpace.from_vpt``.
@@ -240,7 +242,7 @@ def from_simulator(action: Mapping[str, Any]) -> Translated:
 
 
 class Losses(NamedTuple):
-    """What of VPT's joint actions a space cannot say.
+    """VPT's joint actions that a space cannot express.
 
     Attributes:
         reason: what is lost.
@@ -260,7 +262,7 @@ def losses(space: MineDojoSpace) -> list[Losses]:
     camera is counted without a remainder: what a single step loses.
     """
     counts: dict[str, int] = {}
-    step = len(GROUPS["camera"])  # odd numbers differ from the one before by the camera alone
+    step = len(GROUPS["camera"])  # odd numbers differ from the preceding one only by the camera
     for number, action in zip(range(0, N_BUTTONS, step), _actions(np.arange(0, N_BUTTONS, step), 0), strict=True):
         for name in space.from_vpt({**action, "camera": (0, 0)}).lost:
             reason = "a hotbar button beside attack, use or drop" if name in _HOTBARS else name

@@ -1,9 +1,9 @@
-"""Writes episodes of the grove's expert as OpenAI's contractors recorded theirs: a video and a line of JSON a tick.
+"""Writes episodes of the grove's expert like OpenAI's contractors' recordings: a video, and a line of JSON per tick.
 
-    NAME.mp4     frame t is what was seen before action t; 20 a second
+    NAME.mp4     frame t is what was seen before action t; 20 per second
     NAME.jsonl   {"tick": t, "mouse": {"dx", "dy", "buttons", ...}, "keyboard": {"keys": [...]}, "hotbar": 0, ...}
 
-The mouse moves a pixel for 0.15 degrees, by which readers of these recordings scale it back.
+The mouse moves one pixel per 0.15 degrees, the factor with which readers of these recordings convert it back.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def record_grove(
     max_steps: int = DEFAULT_MAX_STEPS,
     resume: bool = False,
 ) -> Iterator[Path]:
-    """Records episodes of the scripted expert, one at a time, as the caller asks for the next.
+    """Records episodes of the scripted expert one at a time, whenever the caller requests the next.
 
     Their settings are written to TASK_SEED.json, so that recordings of different settings do not mix.
 
@@ -50,7 +50,7 @@ def record_grove(
         task: "log", "wool" or "stone".
         variation: 0 to 1, how much the expert pauses and how unevenly it turns.
         max_steps: within which it has to finish.
-        resume: whether episodes that are complete already are left as they are.
+        resume: whether to keep episodes that are already complete.
 
     Yields:
         the path of each episode's .mp4; its .jsonl has the same name.
@@ -85,7 +85,7 @@ def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
     try:
         former = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise MinecraftError(f"{file}: is not JSON ({error}); delete it to record anew in this folder") from error
+        raise MinecraftError(f"{file}: is not JSON ({error}); delete it to record again in this folder") from error
     if former != settings:
         raise MinecraftError(
             f"{file}: episodes were recorded with {former}, now it is {dict(settings)}; name another folder or seed"
@@ -93,10 +93,10 @@ def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
 
 
 class EpisodeWriter:
-    """The video and the lines of one episode, tick by tick.
+    """Writes the video and the lines of one episode, tick by tick.
 
     Args:
-        video: to be written, under the name that it is given.
+        video: path of the video file.
     """
 
     def __init__(self, video: Path) -> None:
@@ -108,14 +108,14 @@ class EpisodeWriter:
         return len(self._lines)
 
     def add(self, world: World, frame: NDArray[np.uint8], action: Mapping[str, Any]) -> None:
-        """What is seen, (160, 256, 3), and what is done then: all buttons, and the camera (2,) in degrees."""
+        """Add what is seen, (160, 256, 3), and the action taken then: all buttons, and the camera (2,) in degrees."""
         self._video.write(frame)
         pressed, camera = pressed_buttons(action)
         self._lines.append(json.dumps(_line(world, pressed, pressed - self._before, camera)))
         self._before = pressed
 
     def close(self) -> str:
-        """Ends the video, and returns the lines as a text."""
+        """Ends the video, and returns the lines as text."""
         self._video.close()
         return "\n".join(self._lines) + "\n"
 
@@ -125,7 +125,7 @@ class EpisodeWriter:
 
 
 def _record(file: Path, world: World, expert: Expert, max_steps: int) -> None:
-    # The lines first: a video without lines would be taken for a whole recording by its name.
+    # Lines first: by its name, a video without lines would pass for a complete recording.
     with atomic_file(file) as partial:
         episode = EpisodeWriter(partial)
         while not world.done:

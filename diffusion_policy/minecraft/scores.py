@@ -1,6 +1,6 @@
-"""How right actions of VPT are, and what two trivial policies reach: always the most frequent, and the one before.
+"""Scores of VPT's actions, and those of two trivial policies: always the most frequent action, and the previous one.
 
-Actions are compared as VPT can say them: opposite buttons cancel, turns fall into 11 bins an axis.
+Actions are compared as VPT can express them: opposite buttons cancel, and turns fall into 11 bins per axis.
 
 Legend of shapes: N frames, 22 numbers of an action in the order of ``VPT_ACTION``.
 """
@@ -17,11 +17,11 @@ _BUTTONS = slice(0, len(BUTTONS))
 
 
 def score_actions(predicted: FloatArray, recorded: FloatArray) -> dict[str, float]:
-    """Shares that are right, and F1 of each button that is pressed in either; (N, 22) each.
+    """Accuracies, and the F1 of each button that is pressed in either; (N, 22) each.
 
     Returns:
         accuracy_buttons (all 20 right), accuracy_camera (both bins right), accuracy_camera_pitch, accuracy_camera_yaw,
-        f1_BUTTON, and f1: the mean over the buttons that were recorded; what is not defined is left out.
+        f1_BUTTON, and f1: the mean over the buttons that were recorded; undefined values are left out.
     """
     (found, turned), (wanted, turns) = (_as_given(numbers) for numbers in (predicted, recorded))
     scores = {
@@ -48,14 +48,14 @@ def most_frequent(actions: FloatArray) -> FloatArray:
 
 
 def previous(actions: FloatArray, first: NDArray[np.bool_]) -> FloatArray:
-    """(N, 22) the action of the frame before; where an episode starts (N,), nothing is pressed."""
+    """(N, 22) the action of the previous frame; where an episode starts (N,), nothing is pressed."""
     before = np.roll(actions, 1, axis=0)
     before[first] = 0
     return before
 
 
 def _as_given(numbers: FloatArray) -> tuple[IntArray, IntArray]:
-    """Buttons (N, 20) of 0 and 1, and bins (N, 2), as the joint coding holds them."""
+    """Buttons (N, 20) of 0 and 1, and bins (N, 2), in the form of the joint coding."""
     factored = Factored((numbers[:, _BUTTONS] > 0.5).astype(np.int64), quantize(numbers[:, len(BUTTONS) :]))
     buttons, camera = to_factored(to_joint(factored))
     return buttons, camera

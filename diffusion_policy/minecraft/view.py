@@ -1,4 +1,4 @@
-"""What the player of the grove sees: rays from the eye to boxes and ground, with a texel grid as Minecraft's.
+"""What the player of the grove sees: rays from the eye to boxes and ground, with a texel grid like Minecraft's.
 
 The picture (160, 256, 3) has a vertical field of view of 70 degrees, as MineDojo's and the recordings that VPT was
 trained on. Rays are cast only where a box can be, so a frame takes a few milliseconds on one core.
@@ -17,7 +17,7 @@ from diffusion_policy.minecraft.world import Box, World
 FloatArray = NDArray[np.float32]
 IMAGE_HEIGHT, IMAGE_WIDTH = 160, 256
 FIELD_OF_VIEW = 70.0
-TEXELS = 8  # a block's side
+TEXELS = 8  # per side of a block
 _NEAREST = 0.05
 _HORIZON = 40.0
 _SKY_HIGH, _SKY_LOW = np.array([110, 160, 245], np.float32), np.array([185, 210, 250], np.float32)
@@ -27,11 +27,11 @@ _COLORS = {
     "head": (196, 160, 140),
 }  # fmt: skip
 _ITEMS = {"hand": (205, 160, 125), "shears": (200, 205, 212), "pickaxe": (150, 110, 60)}
-_SHADE = np.array([0.8, 1.0, 0.6], np.float32)  # of faces across x, y and z
+_SHADE = np.array([0.8, 1.0, 0.6], np.float32)  # of faces perpendicular to x, y and z
 
 
 def render(world: World) -> NDArray[np.uint8]:
-    """The picture (160, 256, 3) uint8 RGB of a world."""
+    """Render the picture (160, 256, 3) uint8 RGB of a world."""
     rays = _rays() @ _rotation(world.yaw, world.pitch).T
     eye = world.eye.astype(np.float32)
     color, depth = _ground_and_sky(eye, rays)
@@ -92,7 +92,7 @@ def _window(box: Box, eye: FloatArray, world: World) -> tuple[slice, slice] | No
     if (seen[:, 2] <= _NEAREST).all():
         return None
     if (seen[:, 2] <= _NEAREST).any():
-        return slice(None), slice(None)  # partly behind: its outline is not that of its corners
+        return slice(None), slice(None)  # partly behind: its corners do not give its outline
     half = math.tan(math.radians(FIELD_OF_VIEW / 2))
     across = (seen[:, 0] / seen[:, 2] / (half * IMAGE_WIDTH / IMAGE_HEIGHT) + 1) * IMAGE_WIDTH / 2
     down = (1 - seen[:, 1] / seen[:, 2] / half) * IMAGE_HEIGHT / 2
@@ -102,7 +102,7 @@ def _window(box: Box, eye: FloatArray, world: World) -> tuple[slice, slice] | No
 
 
 def _draw(box: Box, eye: FloatArray, rays: FloatArray, color: FloatArray, depth: FloatArray, broken: float) -> None:
-    """Draw a box into a part of the picture, where it is nearer than what is there."""
+    """Draw a box into a part of the picture, where it is nearer than what is already there."""
     with np.errstate(divide="ignore", invalid="ignore"):
         low, high = (box.low.astype(np.float32) - eye) / rays, (box.high.astype(np.float32) - eye) / rays
     nears = np.fmin(low, high)
@@ -123,7 +123,7 @@ def _draw(box: Box, eye: FloatArray, rays: FloatArray, color: FloatArray, depth:
 
 
 def _draw_hand(color: FloatArray, world: World) -> None:
-    """The item in the hand, which bobs while it works, the crosshair, and a bar of progress at the block."""
+    """Draw the item in the hand, which bobs while harvesting, the crosshair, and a progress bar."""
     bob = 6 * (world.ticks % 4 < 2) if world.progress else 0
     top, left = IMAGE_HEIGHT - 42 + bob, IMAGE_WIDTH - 62 - bob
     rows, columns = np.mgrid[top:IMAGE_HEIGHT, left:IMAGE_WIDTH]

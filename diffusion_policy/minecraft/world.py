@@ -1,11 +1,11 @@
-"""The grove's world: boxes on flat ground, a player that walks among them, and what its hands do.
+"""The grove's world: boxes on flat ground, and a player that walks among them and harvests.
 
-Units are Minecraft's: a block is one meter, a tick is a twentieth of a second, and speeds, reach and times to break are
+Units are Minecraft's: a block is one meter, a tick is a twentieth of a second, and speeds, reach and breaking times are
 those of its survival mode (Minecraft Wiki: "Sprinting", "Breaking", "Shears"). x is east, y is up, z is south; yaw 0
-looks south (+z) and grows to the right, pitch grows downwards, both in degrees.
+looks south (+z) and increases to the right, pitch increases downward, both in degrees.
 
-The player has no momentum: it has its full speed in the tick in which a key is pressed. That is the one liberty taken
-with movement.
+The player has no momentum: it moves at full speed in the tick in which a key is pressed. Movement is otherwise as in
+Minecraft.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ TICK_SECONDS = 0.05
 SIDE = 24.0  # of the square of ground that the player cannot leave
 EYE, EYE_SNEAKING, HEIGHT, RADIUS = 1.62, 1.54, 1.8, 0.3
 WALK, SPRINT, SNEAK = 4.317, 5.612, 1.295  # m/s
-JUMP_SPEED, GRAVITY, DRAG = 0.42, 0.08, 0.98  # blocks a tick
+JUMP_SPEED, GRAVITY, DRAG = 0.42, 0.08, 0.98  # blocks per tick
 REACH_BLOCK, REACH_ANIMAL = 4.5, 3.0
 SHEEP_SPEED = 0.8  # m/s
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be done.
+    """One task.
 
     Attributes:
         name: of the task, and of the item that drops.
-        target: material that is aimed at.
+        target: material to aim at.
         button: held while aiming at it: "attack" to break, "use" to shear.
         ticks: for how many ticks in a row.
         held: the item in the player's hand, which the picture shows.
@@ -51,7 +51,7 @@ class Task:
     held: Literal["hand", "shears", "pickaxe"]
 
 
-# Breaking by bare hand takes a log 3 s; stone with a wooden pickaxe 1.15 s; shears work at once.
+# Breaking a log by hand takes 3 s, stone with a wooden pickaxe 1.15 s; shears work at once.
 TASKS = {
     "log": Task("log", "log", "attack", 60, "hand"),
     "wool": Task("wool", "sheep", "use", 1, "shears"),
@@ -61,7 +61,7 @@ TASKS = {
 
 @dataclass(eq=False)
 class Box:
-    """A thing that can be seen, walked against, aimed at.
+    """A thing that can be seen, bumped into and aimed at.
 
     Attributes:
         low, high: (3,) opposite corners.
@@ -85,7 +85,7 @@ class World:
         task: to be done.
         boxes: all things.
         position: (3,) of the player's feet.
-        yaw, pitch: where it looks, degrees.
+        yaw, pitch: where it looks, in degrees.
         progress: ticks for which the right button was held on one target.
         done: whether the target was harvested.
         ticks: that have passed.
@@ -107,12 +107,12 @@ class World:
 
     @property
     def eye(self) -> Array:
-        """(3,) where the picture is taken from."""
+        """(3,) position of the camera."""
         return self.position + np.array([0.0, EYE_SNEAKING if self.sneaking else EYE, 0.0])
 
     @property
     def looks(self) -> Array:
-        """(3,) unit vector of the middle of the picture."""
+        """(3,) unit vector toward the middle of the picture."""
         return direction(self.yaw, self.pitch)
 
     def aimed_at(self) -> Box | None:
@@ -125,14 +125,14 @@ class World:
         return nearest
 
     def targets(self) -> list[Box]:
-        """Boxes that the task asks for."""
+        """Boxes that the task is about."""
         return [box for box in self.boxes if box.material == self.task.target]
 
     def step(self, pressed: Collection[str], turn: Array) -> None:
         """One tick.
 
         Args:
-            pressed: buttons of VPT that are down; those without a meaning here (hotbar, drop, inventory) do nothing.
+            pressed: buttons of VPT that are down; buttons without a meaning here (hotbar, drop, inventory) do nothing.
             turn: (2,) pitch and yaw, degrees.
         """
         self.ticks += 1
@@ -143,7 +143,7 @@ class World:
         aimed = self.aimed_at()
         works = aimed is not None and aimed.material == self.task.target and self.task.button in pressed
         if works and aimed is not None:
-            # Another part of the same thing is another block, which has to be broken from the start.
+            # Another part of the same thing is another block, so breaking starts over.
             self.progress = self.progress + 1 if self._aimed == id(aimed) else 1
             self._aimed = id(aimed)
             if self.progress >= self.task.ticks:
@@ -153,7 +153,7 @@ class World:
             self.progress, self._aimed = 0, None
 
     def _harvest(self, box: Box) -> None:
-        """A block vanishes; a sheep stays, without its wool."""
+        """A block disappears; a sheep stays, without its wool."""
         if box.material != "sheep":
             self.boxes.remove(box)
 
@@ -173,7 +173,7 @@ class World:
             self._rise = (self._rise - GRAVITY) * DRAG if self.position[1] > 0.0 else 0.0
 
     def _slide(self, step: Array) -> None:
-        """Walk on each axis as far as nothing is in the way."""
+        """Move along each axis as far as nothing is in the way."""
         for axis in (0, 2):
             moved = self.position.copy()
             moved[axis] = np.clip(moved[axis] + step[axis], RADIUS, SIDE - RADIUS)
@@ -181,7 +181,7 @@ class World:
                 self.position = moved
 
     def _move_sheep(self) -> None:
-        """A sheep wanders; it stops where something is in its way, and turns."""
+        """A sheep wanders; it stops and turns if something is in its way."""
         parts = [box for box in self.boxes if box.material in ("sheep", "head")]
         if not parts:
             return
@@ -206,7 +206,7 @@ def direction(yaw: float, pitch: float) -> Array:
 
 
 def task_of(name: str) -> Task:
-    """A task by its name.
+    """The task with that name.
 
     Raises:
         MinecraftError: there is none.
@@ -217,7 +217,7 @@ def task_of(name: str) -> Task:
 
 
 def draw_world(task: Task, rng: np.random.Generator) -> World:
-    """A world for an episode: four to six trees, two rocks, a sheep, and the player some way off, looking anywhere."""
+    """A world for an episode: four to six trees, two rocks, a sheep, and the player at a distance, facing anywhere."""
     places = _places(rng, int(rng.integers(4, 7)) + 3)
     rocks, sheep, trees = (places[0], places[1]), places[2], places[3 : len(places)]
     boxes: list[Box] = []
@@ -251,9 +251,9 @@ def _places(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:
 def _start(
     rng: np.random.Generator, places: list[tuple[float, float]], wanted: list[tuple[float, float]]
 ) -> tuple[float, float]:
-    """Where the player starts: two meters or more from everything, and four from every target.
+    """Where the player starts: at least two meters from everything, and four from every target.
 
-    There is such a place: six circles of four meters and three of two cover less than the ground.
+    Such a place exists: six circles of four meters and three of two cover less than the ground.
     """
     while True:
         x, z = rng.uniform(2.0, SIDE - 2.0, 2)

@@ -14,15 +14,15 @@ def generalized_advantages(
 ) -> Tensor:
     """(B, T) advantages: the sum over k of (discount * lambda)^k times the error of the value at frame t + k.
 
-    The sum stops where an episode ends. How it ended follows from ``next_values``: 0 where it terminated, the value of
-    the last observation where it was only cut off, since there more would have followed.
+    The sum stops where an episode ends. How it ended follows from ``next_values``: 0 if it terminated, the value of the
+    last observation if it was only truncated, since more would have followed.
 
     Args:
         rewards: (B, T), of the action at each frame.
         values: (B, T), of each frame.
         next_values: (B, T), of what was observed after the action.
         ended: (B, T) bool, whether the episode ended with the action, in either way.
-        discount: of rewards, a frame.
+        discount: of rewards, per frame.
         gae_lambda: 0: one-step errors; 1: Monte Carlo returns less the value.
     """
     errors = rewards + discount * next_values - values
@@ -37,7 +37,7 @@ def generalized_advantages(
 def explained_variance(values: Tensor, returns: Tensor) -> float:
     """Share of the variance of returns that values explain: 1 all, 0 none; negative if they are worse than a constant.
 
-    NaN where all returns are equal.
+    NaN if all returns are equal.
     """
     variance = returns.var(correction=0)
     unexplained = (returns - values).var(correction=0)

@@ -1,7 +1,7 @@
-"""One environment of many: its episodes are seeded, and it can be brought back to where it was.
+"""One environment of many: its episodes are seeded, and it can be restored to an earlier state.
 
-A Gymnasium environment has no state to save. What is saved is how it came to be: the episode's seed and the actions
-since its reset. Made again they give the same state, if the environment is deterministic; the frame tells.
+The state of a Gymnasium environment cannot be saved. What is saved is how it arose: the episode's seed and the actions
+since its reset. Replayed, they give the same state if the environment is deterministic; the frame shows whether it is.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from diffusion_policy.spec import ImageArray, StepSpec
 
 @dataclass(frozen=True)
 class Played:
-    """What one action led to.
+    """The result of one action.
 
     Attributes:
-        frame: (H, W, 3) uint8 RGB, seen after it, of the same episode.
-        reward: of it, with what shaping adds.
+        frame: (H, W, 3) uint8 RGB, seen after it, in the same episode.
+        reward: of the action, including shaping.
         terminated: whether the episode ended because of what happened in it.
-        truncated: whether it was cut off.
+        truncated: whether it was cut short.
         outcome: of the episode, if it has ended.
     """
 
@@ -41,13 +41,13 @@ class Played:
 
 @dataclass(frozen=True)
 class Shaping:
-    """Rewards for what leads to success, which leave the best policy as it is (Ng, Harada and Russell 1999).
+    """Rewards for progress toward success that do not change the optimal policy (Ng, Harada and Russell 1999).
 
-    To the reward of a step is added discount * potential(after) - potential(before); what is lost again is taken back,
-    and an episode that terminates ends at potential 0.
+    The reward of a step is increased by discount * potential(after) - potential(before); progress that is lost again is
+    subtracted, and an episode that terminates ends at potential 0.
 
     Attributes:
-        weights: of entries of the environment's info, whose sum is the potential.
+        weights: of entries of the environment's info; their weighted sum is the potential.
         discount: of the run's rewards.
     """
 
@@ -55,10 +55,10 @@ class Shaping:
     discount: float
 
     def potential(self, info: Mapping[str, Any]) -> float:
-        """Of a state that info tells of.
+        """The potential of a state described by info.
 
         Raises:
-            PPOError: it lacks an entry.
+            PPOError: info lacks an entry.
         """
         lacking = [name for name in self.weights if name not in info]
         if lacking:
@@ -67,14 +67,14 @@ class Shaping:
 
 
 class Game:
-    """An environment and the episode that is played in it.
+    """An environment and its current episode.
 
     Args:
-        simulator: makes it, and knows how it is read.
+        simulator: creates the environment, and reads its observations.
         spec: of the policy: one camera, and the names of the action.
         seed: of the run.
-        number: of this environment among those of the run.
-        shaping: of rewards; None: they are the environment's.
+        number: of this environment among the run's.
+        shaping: of rewards; None: the environment's own.
     """
 
     def __init__(self, simulator: Simulator, spec: StepSpec, seed: int, number: int, shaping: Shaping | None = None):
@@ -121,14 +121,14 @@ class Game:
         return {"episode": self._episode, "actions": torch.from_numpy(actions)}
 
     def restore(self, plain: dict[str, Any], expected: ImageArray) -> ImageArray | None:
-        """Play an episode again up to where it was.
+        """Replay an episode up to where it was.
 
         Args:
-            plain: what ``to_plain`` gave.
+            plain: from ``to_plain``.
             expected: (H, W, 3) the frame that was seen then.
 
         Returns:
-            The frame; None where another one is seen now: the environment is not deterministic.
+            The frame; None if another one is seen now, because the environment is not deterministic.
         """
         frame = self._start(int(plain["episode"]))
         for action in plain["actions"].numpy():

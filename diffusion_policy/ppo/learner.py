@@ -1,4 +1,4 @@
-"""The updates of one iteration: clipped objective, loss of the value, KL divergence from the pretrained policy.
+"""The updates of one iteration: clipped objective, value loss, KL divergence from the pretrained policy.
 
 Legend of shapes: B environments, T frames of an iteration, S chunks of an update, t frames of a chunk.
 """
@@ -26,10 +26,10 @@ Sequences = Sequence[tuple[int, int]]  # (row, number of the chunk)
 
 
 class PretrainedPolicy:
-    """The policy that reinforcement learning starts from, unchanged, with a memory of its own of the same frames.
+    """The policy that reinforcement learning starts from, frozen, with its own memory of the same frames.
 
     Args:
-        policy: is frozen.
+        policy: will be frozen.
         environments: B, whose frames it sees.
     """
 
@@ -39,7 +39,7 @@ class PretrainedPolicy:
 
     @torch.no_grad()
     def log_probs(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Log-probabilities (B, T, 1, n) by factor: 35 kB a frame, the largest thing that an iteration holds."""
+        """Log-probabilities (B, T, 1, n) by factor: 35 kB per frame, the largest part of an iteration's memory."""
         device, parts = self._policy.device, []
         for number in range(len(rollout.memories)):
             chunk = rollout.chunk(number)
@@ -61,8 +61,8 @@ class Learner:
     """Makes the updates of a policy.
 
     Args:
-        policy: learns.
-        optimizer: of its parameters that learn.
+        policy: the policy that learns.
+        optimizer: of its trainable parameters.
         settings: of the updates.
         seed: of the order of chunks.
     """
@@ -104,7 +104,7 @@ class Learner:
         }
 
     def _order(self, rollout: Rollout) -> Iterator[Sequences]:
-        """Chunks of each update: all of them once in a pass, in a drawn order."""
+        """Chunks of each update: each chunk once per pass, in random order."""
         chunks = len(rollout.memories)
         for _ in range(self._settings.passes):
             order = torch.randperm(len(rollout.first) * chunks, generator=self._generator).tolist()
@@ -152,7 +152,7 @@ class Learner:
         return norm
 
     def to_plain(self) -> dict[str, Any]:
-        """State of the generator; the optimizer's is its own."""
+        """State of the generator; the optimizer's is saved separately."""
         return {"generator": self._generator.get_state()}
 
     def restore(self, plain: dict[str, Any]) -> None:
@@ -163,7 +163,7 @@ class Learner:
 def _gathered(
     rollout: Rollout, targets: dict[str, Tensor], reference: dict[str, Tensor] | None, sequences: Sequences
 ) -> dict[str, Any]:
-    """What an update reads of S chunks: (S, t, ...) by name, and the memory of S rows."""
+    """The data of S chunks for an update: (S, t, ...) by name, and the memory of S rows."""
     device = rollout.log_probs.device
 
     def chosen(part: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What an update of proximal policy optimization minimizes (Schulman et al. 2017, equation 7)."""
+"""The objective that an update of proximal policy optimization minimizes (Schulman et al. 2017, equation 7)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ClippedObjective:
 
     Attributes:
         loss: the negative objective.
-        clip_share: of frames whose ratio of probabilities is beyond the clip.
+        clip_share: share of frames whose probability ratio is beyond the clip.
         kl_to_behavior: estimate of the KL divergence of the new from the acting policy, nats (Schulman 2020, "k3").
     """
 
@@ -26,10 +26,10 @@ def clipped_objective(log_probs: Tensor, acted: Tensor, advantages: Tensor, clip
     """The mean of min(r A, clip(r, 1 - clip, 1 + clip) A), negated, where r is the ratio of probabilities.
 
     Args:
-        log_probs: any shape, of the actions under the policy that learns.
+        log_probs: any shape, of the actions under the learning policy.
         acted: of the actions under the policy that took them.
         advantages: of the actions.
-        clip: how far r counts from 1.
+        clip: largest deviation of r from 1 that counts.
     """
     logarithm = log_probs - acted
     ratio = logarithm.exp()

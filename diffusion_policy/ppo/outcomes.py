@@ -1,4 +1,4 @@
-"""Returns and successes of the last episodes, as they are reported."""
+"""Returns and successes of the last episodes, for reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Outcome:
 
     Attributes:
         total: sum of its rewards, not discounted.
-        frames: of it.
+        frames: its length.
         success: whether the task was completed.
     """
 
@@ -29,7 +29,7 @@ class LastEpisodes:
     """The last episodes, oldest first.
 
     Args:
-        most: how many are kept.
+        most: how many to keep.
     """
 
     def __init__(self, most: int):
@@ -37,15 +37,15 @@ class LastEpisodes:
         self.ended = 0
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
-        """Count episodes that have ended."""
+        """Add episodes that have ended."""
         for outcome in outcomes:
             self._kept.append(outcome)
             self.ended += 1
 
     def figures(self) -> dict[str, float]:
-        """Mean return and length, share of successes with its 95 % interval, and how many episodes these are of.
+        """Mean return and length, success rate with its 95 % interval, and the number of episodes behind them.
 
-        Without an episode only the counts are there: nothing was measured.
+        Without an episode there are only the counts, since nothing was measured.
         """
         counts = {"episodes": float(self.ended), "window_episodes": float(len(self._kept))}
         if not self._kept:

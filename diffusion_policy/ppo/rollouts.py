@@ -1,7 +1,8 @@
-"""Frames, actions, values of many environments side by side, with the memory at the start of each chunk.
+"""Frames, actions and values of many environments in parallel, with the memory at the start of each chunk.
 
 An episode that ends is followed by the next one in the same row; `first` marks where. Memory is carried over chunks and
-iterations, and is what the policy had when it acted: gradients do not flow through it (truncated backpropagation).
+iterations, and is the one that the policy had when it acted: gradients do not flow through it (truncated
+backpropagation).
 
 Legend of shapes: B environments, T frames of an iteration, N chunks, H W frame size.
 """
@@ -41,9 +42,9 @@ class Rollout:
         log_probs: (B, T) of the actions under the policy that took them.
         rewards: (B, T).
         values: (B, T) of the frames, in units of returns.
-        next_values: (B, T) of what was seen after the action: 0 after the end of an episode, unless it was cut off.
+        next_values: (B, T) of what was seen after the action: 0 after the end of an episode, unless it was truncated.
         ended: (B, T) bool, whether the episode ended with the action.
-        memories: N, of all rows, at the start of each chunk.
+        memories: N of them, each of all rows at the start of a chunk.
         outcomes: of the episodes that ended.
     """
 
@@ -65,11 +66,11 @@ class Rollout:
 
 
 class Collector:
-    """Plays many environments with one policy, and goes on where the last iteration ended.
+    """Plays many environments with one policy, continuing where the last iteration ended.
 
     Args:
         games: B environments.
-        policy: acts; its weights may change between two calls of ``collect``.
+        policy: the acting policy; its weights may change between two calls of ``collect``.
         seed: of the draws of actions.
     """
 
@@ -87,7 +88,7 @@ class Collector:
 
         Args:
             frames: T, of each environment.
-            chunk_frames: at the start of each so many frames, the memory is kept.
+            chunk_frames: the memory is stored at the start of every chunk of this many frames.
         """
         seen: dict[str, list[Tensor]] = {}
         memories, outcomes = [], list[Outcome]()
@@ -108,19 +109,19 @@ class Collector:
         return Rollout(**found, actions=actions, memories=tuple(memories), outcomes=tuple(outcomes))
 
     def _act(self) -> dict[str, Tensor]:
-        """Actions of the present frames; the memory advances."""
+        """Actions for the current frames; advances the memory."""
         found, values, self._memory = self._look(self._memory)
         actions = self._policy.sample(found, self._generator)
         log_probs = self._policy.log_prob(found, actions)
         return {**actions, "log_probs": log_probs, "values": self._policy.value_head.denormalize(values)}
 
     def _look(self, memory: PolicyMemory, rows: Sequence[int] | slice = slice(None)) -> Seen:
-        """What the policy makes of the present frames of some rows."""
+        """The policy's outputs for the current frames of some rows."""
         frames, first = self._frames[rows].to(self._device), self._first[rows].to(self._device)
         return look(self._policy, frames, first, memory)
 
     def _judge(self, played: Sequence[Played]) -> dict[str, Tensor]:
-        """Rewards and ends (B, 1), and the value (B, 1) of what was seen last where an episode was cut off."""
+        """Rewards and ends (B, 1), and the value (B, 1) of the last observation where an episode was truncated."""
         ended = [one.terminated or one.truncated for one in played]
         cut_off = [row for row, one in enumerate(played) if one.truncated and not one.terminated]
         self._frames = _stacked([one.frame for one in played])
@@ -136,7 +137,7 @@ class Collector:
         }
 
     def _value(self, memory: PolicyMemory, rows: Sequence[int] | slice = slice(None)) -> Tensor:
-        """(rows, 1) the value of the present frames, in units of returns; the memory stays."""
+        """(rows, 1) the value of the current frames, in units of returns; the memory is unchanged."""
         return self._policy.value_head.denormalize(self._look(memory, rows)[1])
 
     def _advance(self, played: Sequence[Played]) -> None:
@@ -147,12 +148,12 @@ class Collector:
                 self._first[row, 0] = True
 
     def _next_values(self, found: dict[str, Tensor]) -> Tensor:
-        """(B, T): that of the next frame; where an episode ended, what was found of its last observation."""
+        """(B, T): the next frame's value; where an episode ended, the value found for its last observation."""
         following = torch.cat([found["values"][:, 1:], self._value(self._memory)], dim=1)
         return torch.where(found["ended"], found["cut_off_values"], following)
 
     def to_plain(self) -> dict[str, Any]:
-        """All that the next ``collect`` depends on besides the policy."""
+        """Everything that the next ``collect`` depends on besides the policy."""
         return {
             "generator": self._generator.get_state(),
             "memory": self._memory,
@@ -162,7 +163,7 @@ class Collector:
         }
 
     def restore(self, plain: dict[str, Any]) -> None:
-        """Inverse of ``to_plain``; environments that do not come back to their frame start a new episode."""
+        """Inverse of ``to_plain``; environments that do not return to their frame start a new episode."""
         self._generator.set_state(plain["generator"])
         self._memory = {name: part.to(self._device) for name, part in plain["memory"].items()}
         self._first, self._frames = plain["first"].clone(), plain["frames"].clone()
@@ -170,21 +171,21 @@ class Collector:
             frame = game.restore(state, self._frames[row, 0].numpy())
             if frame is None:
                 logger.warning(
-                    "environment %d shows another frame after the same actions: it is not deterministic. Its episode "
-                    "is given up and a new one begins, so this run does not equal an uninterrupted one",
+                    "environment %d shows another frame after the same actions: it is not deterministic. Its "
+                    "episode is discarded and a new one begins, so this run does not equal an uninterrupted one",
                     game.number,
                 )
                 self._frames[row, 0], self._first[row, 0] = torch.from_numpy(game.reset()), True
 
 
 def look(policy: VPTImagePolicy, frames: Tensor, first: Tensor, memory: PolicyMemory) -> Seen:
-    """What a policy makes of frames.
+    """A policy's outputs for frames.
 
     Args:
-        policy: that looks.
+        policy: the policy.
         frames: (B, T, H, W, 3) uint8.
         first: (B, T) bool, true where an episode starts.
-        memory: of the frames before.
+        memory: of the earlier frames.
 
     Returns:
         Log-probabilities (B, T, 1, n) by factor, values (B, T) in normalized units, and the memory after the frames.

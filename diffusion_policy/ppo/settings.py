@@ -14,23 +14,24 @@ class PPOSettings:
     """What an iteration collects and learns; ``config/ppo/from_vpt.yaml`` explains each.
 
     Attributes:
-        environments: B, played side by side.
+        environments: B, played in parallel.
         frames: T, of each environment in an iteration.
         chunk_frames: of the sequences that gradients flow through; divides ``frames``.
         sequences_per_update: chunks of one update.
         passes: over the frames of an iteration.
-        discount: of rewards, a frame.
-        gae_lambda: 0 to 1, between one-step and Monte Carlo estimates of the advantage.
-        clip: how far the ratio of probabilities counts from 1.
-        value_coefficient: weight of the value's loss.
+        discount: of rewards, per frame.
+        gae_lambda: 0 to 1, between one-step and Monte Carlo estimates of the
+            advantage.
+        clip: largest deviation of the probability ratio from 1 that counts.
+        value_coefficient: weight of the value loss.
         kl_coefficient: weight of KL(pretrained || policy) in the first iteration that changes the policy.
-        kl_decay: factor of it an iteration.
-        entropy_coefficient: weight of the entropy, which the KL divergence takes the place of.
+        kl_decay: its factor per iteration.
+        entropy_coefficient: weight of the entropy, which the KL divergence replaces.
         max_gradient_norm: gradients are scaled down to it.
-        value_warmup_iterations: at the start, in which the value head alone learns.
+        value_warmup_iterations: iterations at the start in which only the value head learns.
         normalize_advantages: to mean 0 and deviation 1 in each iteration.
         shaping: weights of entries of the environment's info; see ``games.Shaping``.
-        window_episodes: over how many episodes returns and successes are reported.
+        window_episodes: number of episodes over which returns and successes are reported.
     """
 
     environments: int = 8
@@ -53,10 +54,10 @@ class PPOSettings:
 
     @classmethod
     def read(cls, settings: Mapping[Any, Any]) -> PPOSettings:
-        """From the section ``ppo`` of a config.
+        """Read the section ``ppo`` of a config.
 
         Raises:
-            PPOError: an unknown setting, or a value out of its range.
+            PPOError: a setting is unknown, or a value is out of range.
         """
         known = {field.name for field in fields(cls)}
         given = {str(name): value for name, value in settings.items()}
@@ -87,8 +88,8 @@ class PPOSettings:
                     raise PPOError(f"ppo.{name} is {getattr(self, name)}; expected {expected}")
         if self.frames % self.chunk_frames:
             raise PPOError(
-                f"ppo.frames is {self.frames} and ppo.chunk_frames {self.chunk_frames}; expected a multiple, so that "
-                "every chunk is whole"
+                f"ppo.frames is {self.frames} and ppo.chunk_frames {self.chunk_frames}; expected a multiple, so "
+                "that every chunk is complete"
             )
 
     @property
@@ -98,7 +99,7 @@ class PPOSettings:
 
     @property
     def updates_per_iteration(self) -> int:
-        """Updates, all passes together."""
+        """Updates of all passes together."""
         return self.passes * -(-self.environments * self.chunks // self.sequences_per_update)
 
     def learns_policy(self, iteration: int) -> bool:

@@ -1,4 +1,4 @@
-"""The six arrays of data.pkl: what they must be, and what else is found there."""
+"""The six arrays of data.pkl: their required form, and what else may be found there."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RECORDED: dict[str, tuple[tuple[int, ...], str]] = {
 
 
 GRIPPERS = ("robot_gripper", "action_gripper")
-# That every layout of data.pkl has.
+# Arrays that every layout of data.pkl has.
 _STEPS = ("timestamp", "image_index")
 # What data.pkl may hold besides plain containers and numbers.
 _ALLOWED: safe_pickle.Allowed = {
@@ -54,7 +54,7 @@ def read_pickle(path: Path) -> tuple[Path, dict[Any, Any]]:
     """The dict in an episode's data.pkl, and the file.
 
     Raises:
-        TrajectoryError: data.pkl is no pickle, or holds something else.
+        TrajectoryError: data.pkl is not a pickle, or holds something else.
         UnsafePickleError: it asks for anything but arrays of numbers.
     """
     file = path / "data.pkl"
@@ -77,11 +77,11 @@ def read_pickle(path: Path) -> tuple[Path, dict[Any, Any]]:
 
 
 def read_arrays(path: Path, *, any_gripper: bool, unit: TimestampUnit | None) -> dict[str, NDArray[Any]]:
-    """The six arrays of data.pkl, each of its shape and kind, all of one length, all finite; and flags of intervention
-    (N,) as they are, where it has them.
+    """The six arrays of data.pkl, each with its shape and kind, all of one length, all finite; and, unchanged, its
+    flags of intervention (N,) if it has any.
 
     Raises:
-        TrajectoryError: data.pkl is no pickle, or an array is not as it must be.
+        TrajectoryError: data.pkl is not a pickle, or an array is not valid.
         UnsafePickleError: it asks for anything but arrays of numbers.
     """
     file, data = read_pickle(path)
@@ -98,10 +98,10 @@ def read_arrays(path: Path, *, any_gripper: bool, unit: TimestampUnit | None) ->
 def read_other_arrays(path: Path, *, unit: TimestampUnit | None) -> dict[str, NDArray[Any]]:
     """All arrays of data.pkl that have a number, or a row of numbers, for each step; time stamps in seconds.
 
-    Of an older layout, whose arrays a mapping names. Those of another length or kind are left out.
+    For an older layout, whose arrays a mapping names. Arrays of another length or kind are left out.
 
     Raises:
-        TrajectoryError: timestamp or image_index is absent or not as it must be.
+        TrajectoryError: timestamp or image_index is missing or not valid.
         UnsafePickleError: data.pkl asks for anything but arrays of numbers.
     """
     file, data = read_pickle(path)
@@ -131,7 +131,7 @@ def _seconds(stamps: NDArray[Any], file: Path, unit: TimestampUnit | None) -> ND
     """Time stamps (N,) in seconds."""
     result = stamps if unit is None else unit.seconds(stamps)
     fault = timestamp_fault(result, f"{file}: timestamp" + ("" if unit is None else f", read as {unit.name}"))
-    if fault is not None:  # of the wrong unit, the recorded numbers tell better
+    if fault is not None:  # the recorded numbers show a wrong unit better
         raise TrajectoryError(str(timestamp_fault(stamps, f"{file}: timestamp") or fault))
     if result.dtype.kind != "f":
         raise TrajectoryError(
@@ -191,7 +191,7 @@ def grippers(
     """Commanded and measured gripper (N,), 1 = open.
 
     Raises:
-        TrajectoryError: it is in a scale that is not known, or not in the declared one.
+        TrajectoryError: its scale is unknown, or not the declared one.
     """
     command, measured = arrays["action_gripper"], arrays["robot_gripper"]
     try:
@@ -201,14 +201,14 @@ def grippers(
     if declared is not None:
         for key, scale in (("action_gripper", scales.command), ("robot_gripper", scales.measured)):
             if scale is None or scale.scale is None:
-                raise TrajectoryError(f"{path}: {key} is in a scale that is not known; say both: {scales.advice()}")
+                raise TrajectoryError(f"{path}: {key} has an unknown scale; declare both: {scales.advice()}")
         assert scales.measured is not None
         return _internal(command, scales.command), _internal(measured, scales.measured)
     for key in GRIPPERS:
         odd = np.setdiff1d(arrays[key], (0, 1))
         if odd.size:
             raise TrajectoryError(
-                f"{path}: {key} holds {odd[:5].tolist()}; expected only 1 (open) and 0 (closed); say what they are: "
+                f"{path}: {key} holds {odd[:5].tolist()}; expected only 1 (open) and 0 (closed); declare their scale: "
                 f"{scales.advice()}"
             )
     return command, measured

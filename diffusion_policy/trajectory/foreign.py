@@ -1,4 +1,4 @@
-"""Recognizes other kinds of files where a pickle by their first bytes, with the remedy."""
+"""Recognizes, by their first bytes, files that are not pickles, and gives the remedy."""
 
 from __future__ import annotations
 

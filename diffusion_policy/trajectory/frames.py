@@ -22,7 +22,7 @@ def list_frames(path: Path) -> dict[str, dict[int, Path]]:
     """Per camera, the file of each frame number.
 
     Raises:
-        TrajectoryError: no frames, two sets of them, a frame that occurs twice, or a link that leads nowhere.
+        TrajectoryError: no frames, two sets of them, a frame that occurs twice, or a broken link.
     """
     for name in ("images", "Images"):
         refuse_broken(path / name)
@@ -35,7 +35,7 @@ def list_frames(path: Path) -> dict[str, dict[int, Path]]:
     (images,) = folders
     entries = sorted(images.iterdir())
     for entry in entries:
-        if not entry.suffix:  # the folder of a camera; frames are looked at one by one
+        if not entry.suffix:  # the folder of a camera; frames are checked one by one
             refuse_broken(entry)
     single = _number_frames(entry for entry in entries if not entry.is_dir())
     several = {entry.name: _number_frames(entry.iterdir()) for entry in entries if entry.is_dir()}
@@ -78,16 +78,16 @@ def check_image_index(index: NDArray[np.int64], frames: Mapping[str, Mapping[int
 
 
 def image_notes(index: NDArray[np.int64], frames: Mapping[str, Mapping[int, Path]]) -> list[str]:
-    """What is odd about which step shows which frame, and harmless."""
+    """Harmless irregularities in which step shows which frame."""
     shown = index[index != NO_IMAGE]
     notes = []
     if shown.size < index.size:
         notes.append(f"{index.size - shown.size} steps without an image")
     repeats = shown.size - np.unique(shown).size
     if repeats:
-        notes.append(f"{repeats} steps show a frame that another step shows too")
+        notes.append(f"{repeats} steps show a frame that another step also shows")
     for camera, files in frames.items():
         unused = len(set(files) - set(shown.tolist()))
         if unused:
-            notes.append(f"{unused} frames of camera {camera!r} are shown at no step")
+            notes.append(f"{unused} frames of camera {camera!r} are not shown at any step")
     return notes

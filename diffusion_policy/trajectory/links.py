@@ -1,4 +1,4 @@
-"""Detects broken links, such as those to a disk that is not mounted, so that they are not treated as absent files."""
+"""Detects broken links, such as those to a disk that is not mounted, so that they are not treated as missing files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def is_broken(path: Path) -> bool:
 
 
 def refuse_broken(path: Path) -> None:
-    """Raises TrajectoryError: something bears that name and cannot be reached."""
+    """Raises TrajectoryError: there is an entry with that name, but it cannot be reached."""
     if is_remote(path) or not os.path.lexists(path):
         return
     reason = _reason(path)
@@ -26,8 +26,8 @@ def refuse_broken(path: Path) -> None:
     if path.is_symlink():
         target = os.readlink(path)
         raise TrajectoryError(
-            f"{path}: is a link to {target}, which cannot be reached ({reason}); mount the disk that it is on, or "
-            "replace the link by a copy"
+            f"{path}: is a link to {target}, which cannot be reached ({reason}); mount the disk that it is on, "
+            "or replace the link with a copy"
         )
     raise TrajectoryError(f"{path}: cannot be reached ({reason}); mount its disk again, or copy it from elsewhere")
 

@@ -42,7 +42,7 @@ class Trajectory:
         timestamp: (N,) float64, seconds.
         image_index: (N,) int64, the frame's number shown at this step; -1 where there is none.
         frames: per camera, the file of each frame number; every frame that a step shows is there.
-        notes: what is odd, and harmless.
+        notes: harmless irregularities.
         intervention: (N,) bool, whether a person drove instead of a policy; None if not recorded.
     """
 
@@ -65,7 +65,7 @@ class Trajectory:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Names of the cameras; ("image",) where there is one without a name."""
+        """Names of the cameras; ("image",) for a single unnamed one."""
         return tuple(self.frames)
 
     def frame_path(self, step: int, camera: str = SINGLE_CAMERA) -> Path:
@@ -78,7 +78,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class OtherLayout:
-    """One recorded episode of N steps whose numbers mean what a mapping says.
+    """One recorded episode of N steps, the meaning of whose numbers is given by a mapping.
 
     Attributes:
         path: its folder.
@@ -87,7 +87,7 @@ class OtherLayout:
         timestamp: (N,) seconds.
         image_index: (N,) the frame's number shown at this step; -1 where there is none.
         frames: per camera, the file of each frame number.
-        notes: what is odd, and harmless.
+        notes: harmless irregularities.
     """
 
     path: Path
@@ -102,8 +102,8 @@ class OtherLayout:
 def find_trajectories(directory: Path | str) -> list[Path]:
     """Episode folders in a directory or below a URL, ordered by number, then name.
 
-    A folder is an episode if its name begins with "episode" or if it holds data.pkl. What bears the name of one and
-    cannot be read as such (a link that leads nowhere, a file) is listed too, for `open_trajectory` to refuse it.
+    A folder is an episode if its name begins with "episode" or if it holds data.pkl. Anything with an episode's name
+    that cannot be read as one (a broken link, a file) is listed too, for `open_trajectory` to refuse.
 
     Raises:
         TrajectoryError: no such directory, no episode in it, or an episode without a number in its name.
@@ -139,14 +139,14 @@ def open_trajectory(
 
     Args:
         path: its folder.
-        gripper_scale: that its gripper is recorded in where it is not 1 (open) and 0 (closed); it is converted, and
-            numbers between the two are then accepted.
-        timestamps: what its time stamps are recorded in where that is not seconds; they are converted.
+        gripper_scale: scale of its recorded gripper if it is not 1 (open) and 0 (closed); it is converted, and numbers
+            in between are then accepted.
+        timestamps: unit of its time stamps if it is not seconds; they are converted.
 
     Raises:
-        TrajectoryError: the folder, its data.pkl, its meta.json or its frames are not as they must be.
+        TrajectoryError: the folder, its data.pkl, its meta.json or its frames are not valid.
         UnsafePickleError: data.pkl asks for anything but NumPy arrays of numbers.
-        PathError: it is in a store that cannot be reached.
+        PathError: its store cannot be reached.
     """
     path, number = _episode(path)
     arrays = read_arrays(path, any_gripper=gripper_scale is not None, unit=timestamps)
@@ -175,7 +175,7 @@ def open_trajectory(
 
 
 def _driven(flags: NDArray[Any] | None, n_steps: int) -> tuple[NDArray[np.bool_] | None, list[str]]:
-    """(N,) whether a person drove; None, with a note, for flags that are not one for each step."""
+    """(N,) whether a person drove; None, with a note, if there is not one flag per step."""
     if flags is None:
         return None, []
     if flags.size != n_steps or flags.dtype.kind not in "biu" or not np.isin(flags, (0, 1)).all():
@@ -185,7 +185,7 @@ def _driven(flags: NDArray[Any] | None, n_steps: int) -> tuple[NDArray[np.bool_]
 
 
 def open_other_layout(path: Path | str, timestamps: TimestampUnit | None = None) -> OtherLayout:
-    """Open one episode whose arrays have other names or meanings, which a mapping says; see `open_trajectory`.
+    """Open one episode whose arrays have other names or meanings, given by a mapping; see `open_trajectory`.
 
     Raises:
         TrajectoryError, UnsafePickleError, PathError: as `open_trajectory`.
@@ -210,7 +210,7 @@ def _episode(path: Path | str) -> tuple[Path, int]:
 def _frames_of(
     path: Path, number: int, image_index: NDArray[np.int64]
 ) -> tuple[dict[str, dict[int, Path]], tuple[str, ...]]:
-    """The frames of an episode by camera and number, and what is odd about them and about meta.json."""
+    """The frames of an episode by camera and number, and notes on them and on meta.json."""
     with reaching(path):
         frames = list_frames(path)
     check_image_index(image_index, frames, path)
@@ -225,13 +225,13 @@ def _number(path: Path) -> int:
 
 
 def _check_meta(path: Path, number: int, n_steps: int, frames: Mapping[str, Mapping[int, Path]]) -> list[str]:
-    """Notes on meta.json; the number of steps is the one thing in which it may not differ."""
+    """Notes on meta.json; only its number of steps must agree."""
     file = path / "meta.json"
     with reaching(file):
         if is_broken(file):
-            return ["meta.json is a link that leads nowhere"]
+            return ["meta.json is a broken link"]
         if not file.is_file():
-            return ["meta.json is absent"]
+            return ["meta.json is missing"]
     try:
         meta = json.loads(read_bytes(file).decode("utf-8"))
     except (OSError, ValueError) as error:
@@ -239,7 +239,7 @@ def _check_meta(path: Path, number: int, n_steps: int, frames: Mapping[str, Mapp
     if not isinstance(meta, dict):
         raise TrajectoryError(f"{file}: holds a {type(meta).__name__}; expected an object")
     if meta.get("n_steps", n_steps) != n_steps:
-        raise TrajectoryError(f"{file}: says {meta['n_steps']} steps, data.pkl has {n_steps}; one of them is cut")
+        raise TrajectoryError(f"{file}: says {meta['n_steps']} steps, data.pkl has {n_steps}; one of them is truncated")
     notes = []
     if meta.get("episode_id", number) != number:
         notes.append(f"meta.json calls it episode {meta['episode_id']}; the folder's number is used")

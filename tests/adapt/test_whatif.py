@@ -225,7 +225,7 @@ def test_vpt_in_other_sizes():
     ("groot_n1_5", "action_dim=many", "expected a whole number, at least 1"),
     ("groot_n1_5", "action_dim=null", "expected a whole number, at least 1"),
     ("groot_n1_5", "use_vlln=1", "expected true or false"),
-    ("groot_n1_5", "action_dim=[", "is no YAML value"),
+    ("groot_n1_5", "action_dim=[", "is not a YAML value"),
     ("groot_n1_5", "diffusion_model_cfg.norm_type=rms", "only covers 'ada_norm' or 'layer_norm'"),
     ("vpt", "recurrence_type=lstm", "only covers 'transformer'"),
 ])  # fmt: skip

@@ -199,11 +199,14 @@ NOTED: dict[str, tuple[Damage, Callable[[Any], Any], Any]] = {
         changed("image_index", 3, 2),
         lambda entry: [entry["notes"], entry["dropped_frames"]["image"]],
         [
-            ["1 steps show a frame that another step shows too", "1 frames of camera 'image' are shown at no step"],
+            [
+                "1 steps show a frame that another step also shows",
+                "1 frames of camera 'image' are not shown at any step",
+            ],
             [{"start": 3, "end": 4, "why": "no step shows it"}],
         ],
     ),
-    "meta.json absent": (file("meta.json", None), lambda entry: entry["notes"], ["meta.json is absent"]),
+    "meta.json absent": (file("meta.json", None), lambda entry: entry["notes"], ["meta.json is missing"]),
     "meta.json of another episode": (
         file("meta.json", b'{"episode_id": 7}'),
         lambda entry: entry["notes"],

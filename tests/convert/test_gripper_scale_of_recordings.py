@@ -71,5 +71,5 @@ def test_what_contradicts_the_flag_is_refused(tmp_path: Path) -> None:
         TrajectoryError, match=r"gripper scale signed_open1 .*: the command is 0 to 100; that looks like"
     ):
         open_trajectory(folder, parse_scales("signed_open1"))
-    with pytest.raises(TrajectoryError, match="robot_gripper is in a scale that is not known"):
+    with pytest.raises(TrajectoryError, match="robot_gripper has an unknown scale"):
         open_trajectory(recorded_in(tmp_path, "signed_closed1", "meters:0.08", 1), parse_scales("signed_closed1"))

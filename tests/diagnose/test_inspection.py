@@ -156,7 +156,10 @@ def test_bad_recordings_are_named(tmp_path: Path) -> None:
 def test_odd_recordings_are_noted(tmp_path: Path) -> None:
     write_trajectory(tmp_path, n_steps=30, n_images=33, size=SIZE)
     finding = only(inspect_recordings(tmp_path).findings, "recordings")
-    assert (finding.severity, "3 frames of camera 'image' are shown at no step" in finding.evidence) == ("note", True)
+    assert (finding.severity, "3 frames of camera 'image' are not shown at any step" in finding.evidence) == (
+        "note",
+        True,
+    )
 
 
 def spoil(folder: Path, trouble: str) -> None:

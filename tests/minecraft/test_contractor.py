@@ -77,7 +77,7 @@ def test_the_cursor_is_known_where_a_window_is_open():
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("", "is no JSON"),
+        ("", "is not JSON"),
         ("[1, 2]", "mouse is None"),
         ("{}", "mouse is None"),
         (json.dumps({**_tick(), "mouse": 5}), "mouse is 5"),
@@ -87,7 +87,7 @@ def test_the_cursor_is_known_where_a_window_is_open():
         (json.dumps(_tick(mouse={"dy": 1e300})), "mouse.dy is 1e"),
         (json.dumps(_tick(mouse={"dx": "3"})), "mouse.dx is '3'"),
         (json.dumps(_tick(hotbar=9)), "hotbar is 9"),
-        ("[" * 100_000, "is no JSON"),
+        ("[" * 100_000, "is not JSON"),
         (" " * (1 << 20) + "{}", "expected a tick's JSON of at most"),
     ],
 )
@@ -98,7 +98,7 @@ def test_an_invalid_line_is_named(line: str, found: str):
 
 
 def test_a_recording_without_lines_is_refused():
-    with pytest.raises(MinecraftError, match="holds no line"):
+    with pytest.raises(MinecraftError, match="is empty"):
         read_lines([], "a.jsonl")
 
 

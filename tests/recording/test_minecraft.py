@@ -149,8 +149,8 @@ def test_null_actions_are_a_setting_of_minecraft_alone(tmp_path: Path):
     [
         (lambda stem: stem.with_suffix(".mp4").write_bytes(b"\0" * 500), "cannot be decoded"),
         (lambda stem: stem.with_suffix(".jsonl").write_text("{}\n"), "mouse is None"),
-        (lambda stem: stem.with_suffix(".jsonl").write_text(""), "holds no line"),
-        (lambda stem: stem.with_suffix(".jsonl").write_text("[" * 5000), "is no JSON"),
+        (lambda stem: stem.with_suffix(".jsonl").write_text(""), "is empty"),
+        (lambda stem: stem.with_suffix(".jsonl").write_text("[" * 5000), "is not JSON"),
         (lambda stem: _cut(stem.with_suffix(".mp4")), "cannot be decoded"),
     ],
 )
