@@ -26,6 +26,6 @@ def set_malloc(option: int, value: int) -> bool:
 
 def keep_freed_memory() -> None:
     """Keep freed memory from now on; the process never exceeds its previous peak because of that."""
-    # -1 is the largest size. Releases that refuse it as MMAP_THRESHOLD are told not to map large blocks at all.
+    # -1 is the largest size. If a release refuses it as MMAP_THRESHOLD, no block is mapped separately at all.
     if set_malloc(TRIM_THRESHOLD, -1) and not set_malloc(MMAP_THRESHOLD, -1):
         set_malloc(MMAP_MAX, 0)
