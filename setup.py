@@ -1,4 +1,5 @@
-"""What pyproject.toml cannot say: the wheel holds config/, the demo's pose policy and the scripts, each with a command.
+"""Build steps that pyproject.toml cannot express: the wheel holds config/, the demo's pose policy and the scripts, each
+with a command.
 
 In a checkout they stay where they are; diffusion_policy/installation.py finds them in either place.
 """
@@ -40,7 +41,7 @@ class BuildPackage(build_py):
 
 
 def as_installed(text):
-    """Help and comments name the commands of the installation instead of files of a checkout."""
+    """The text with commands of the installation in place of files of a checkout, in help and comments."""
     text = re.sub(r"python scripts/(\w+)\.py", lambda found: COMMANDS.get(found[1], found[0]), text)
     text = text.replace("python train.py", COMMANDS["train"])
     return text.replace("--config config/serve.yaml ", "")  # its settings are the defaults

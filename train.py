@@ -62,7 +62,7 @@ def warn_of_data(cfg: DictConfig) -> None:
     """
     if int(os.environ.get("RANK", "0")):
         return
-    from diffusion_policy.diagnose.gravest import gravest_before_training  # reads the numbers: under a second
+    from diffusion_policy.diagnose.gravest import gravest_before_training  # reads the numbers, in under a second
     from diffusion_policy.training_config import config_errors
 
     try:

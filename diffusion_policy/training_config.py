@@ -301,7 +301,8 @@ def checked_arguments(arguments: Sequence[str], home: Path = CONFIG.parent) -> l
         home: what a relative --config-path is relative to.
 
     Raises:
-        ConfigError: a config, a key or a choice that does not exist, or no number where one is expected.
+        ConfigError: a config, a key or a choice that does not exist, or something other than a number where one is
+            expected.
     """
     arguments = _located(arguments)
     parsed, _ = get_args_parser().parse_known_args(arguments)
@@ -309,7 +310,7 @@ def checked_arguments(arguments: Sequence[str], home: Path = CONFIG.parent) -> l
 
 
 def _checked(arguments: Sequence[str], parsed: Any, home: Path) -> tuple[list[str], DictConfig]:
-    """As `checked_arguments`, and the config that Hydra makes of them."""
+    """Like `checked_arguments`, with the config that Hydra composes from them."""
     base = _composed(parsed, home)
     words = _completed(arguments, parsed, base, home)
     adapted, _ = get_args_parser().parse_known_args(words)
@@ -327,7 +328,7 @@ def _checked(arguments: Sequence[str], parsed: Any, home: Path) -> tuple[list[st
 
 
 def _check_numbers(composed: DictConfig, default: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse an override that replaces a number by something else; null is allowed anywhere.
+    """Refuse an override that replaces a number with something else; null is allowed anywhere.
 
     Raises:
         ConfigError: the first such override.
@@ -345,7 +346,7 @@ def _check_numbers(composed: DictConfig, default: DictConfig, overrides: Sequenc
 
 
 def follower_overrides() -> list[str]:
-    """Under torchrun, all processes but the first leave folders, files and the terminal to it."""
+    """Under torchrun, all processes but the first leave folders, files and the terminal to that one."""
     if int(os.environ.get("RANK", "0")) == 0:
         return []
     return ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
@@ -371,7 +372,7 @@ def _choices(config_folder: Path) -> list[str]:
 
 
 def _explain(error: HydraException, overrides: Sequence[str], known: Sequence[str]) -> str:
-    """One sentence about the first override that does not exist, or what Hydra says."""
+    """One sentence about the first override that does not exist, or else Hydra's message."""
     first_line = str(error).strip().splitlines()[0]
     if isinstance(error, OverrideParseException):
         written = error.override or ""

@@ -1,4 +1,4 @@
-"""Frames -> H.264 video in MP4, of a constant rate: the one encoder of exports, rollouts and recordings."""
+"""Frames -> H.264 video in MP4, at a constant rate: the one encoder for exports, rollouts and recordings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffusion_policy.errors import WorkspaceError
 CODEC = "h264"
 # Without B frames, so that videos of one frame can be joined; short groups, so that a frame is found fast.
 SEEKABLE: Mapping[str, str] = MappingProxyType({"crf": "18", "g": "2", "bf": "0"})
-SMALL: Mapping[str, str] = MappingProxyType({"crf": "23"})  # to look at
+SMALL: Mapping[str, str] = MappingProxyType({"crf": "23"})  # for viewing
 
 
 class VideoError(WorkspaceError):
@@ -26,15 +26,15 @@ class VideoError(WorkspaceError):
 
 
 def pixel_format(width: int, height: int) -> str:
-    """With half as many colors as pixels per side, which most players need; of odd sides with all of them."""
+    """Half the color resolution per side, which most players need; full resolution if a side is odd."""
     return "yuv444p" if width % 2 or height % 2 else "yuv420p"
 
 
 class VideoWriter:
-    """One MP4 that is being written, under the name that it is given: put it in a ``storage.atomic_file``.
+    """One MP4 file being written, under the given name: use it within ``storage.atomic_file``.
 
     Args:
-        file: to be made.
+        file: path of the video.
         size: (width, height), pixels.
         fps: frames a second.
         encoder: options of libx264: ``SEEKABLE`` or ``SMALL``.
@@ -61,15 +61,15 @@ class VideoWriter:
         self._stream.codec_context.thread_count = 1
 
     def write(self, frame: NDArray[np.uint8]) -> None:
-        """One frame (H, W, 3) RGB."""
+        """Add one frame (H, W, 3) RGB."""
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         self.n_frames += 1
 
     def close(self) -> None:
-        """Write what waits, and the index."""
+        """Write pending frames, and the index."""
         self._container.mux(self._stream.encode())
         self._container.close()
 
     def abandon(self) -> None:
-        """End without what waits; the file is not a video."""
+        """End without writing pending frames; the file is not a valid video."""
         self._container.close()

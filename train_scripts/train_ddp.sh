@@ -6,20 +6,20 @@ usage() {
     cat <<'TEXT'
 usage: bash train_scripts/train_ddp.sh [N_GPUS [GPU_IDS]] [OVERRIDE...]
 
-Train in N_GPUS processes (8), one a GPU: the first ones, or those of GPU_IDS, such as 2,3,4,5; cpu in their place trains
-on the CPU. OVERRIDE: settings of train.py, passed on as they are.
+Train in N_GPUS processes (8), one per GPU: the first ones, or those in GPU_IDS, such as 2,3,4,5; cpu instead trains
+on the CPU. OVERRIDE: settings of train.py, passed on unchanged.
 
   bash train_scripts/train_ddp.sh 8 task.dataset_path=data/zarr/mine.zarr dataloader.batch_size=128
   bash train_scripts/train_ddp.sh 4 2,3,4,5 task.dataset_path=data/zarr/mine.zarr
 
-dataloader.batch_size is that of one update over all GPUs (the predecessor's was per GPU).
+dataloader.batch_size applies to one update over all GPUs (the predecessor's was per GPU).
 
 Settings, from the environment; relative paths start at the repository's root:
   CONFIG       the config, as of --config-name           train_cogact_robot
   CONFIG_DIR   folder of configs from elsewhere          (none: config/)
-  PYTHON       interpreter                               .venv/bin/python where there is one, else python
+  PYTHON       interpreter                               .venv/bin/python if it exists, else python
 
-Exit status: 0 done; 2 refused; else that of training.
+Exit status: 0 done; 2 refused; otherwise training's.
 TEXT
 }
 

@@ -248,7 +248,7 @@ def _fit(mismatch: Mismatch, named_axes: NamedAxes) -> tuple[str, str, dict[str,
     """(kind, name or pattern, options) of a rule that resolves one mismatch.
 
     Where the axes of a tensor have names, only these may grow: along any other axis (such as the width of all layers)
-    no slot of the old network keeps its meaning, so the tensor is initialized anew.
+    no slot of the old network keeps its meaning, so the tensor is reinitialized.
     """
     named = named_axes.tensor(mismatch.key)
     same_rank = len(mismatch.source) == len(mismatch.target)

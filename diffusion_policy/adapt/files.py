@@ -137,7 +137,7 @@ def apply_file(
         )  # fmt: skip
     if must_preserve:
         raise AdaptError(
-            f"{source} is no checkpoint with a config, so its policy cannot be run and nothing can be proven"
+            f"{source} is not a checkpoint with a config, so its policy cannot be run and nothing can be proven"
         )
     if out.suffix not in WEIGHTS_SUFFIXES:
         whole = f"; a checkpoint with the target's config as {CHECKPOINT_SUFFIX}" if target.cfg is not None else ""

@@ -1,7 +1,7 @@
 """Datasets in a zip archive ("x.zarr.zip"), read in place: nothing is unpacked to disk.
 
 Records are read by offset, so that threads and forked loader workers share one open file without sharing a position in
-it, and each whole record is compared with its CRC-32.
+it, and each record that is read completely is compared with its CRC-32.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def read_closed_loop(path: Path) -> ClosedLoop:
     if not isinstance(env, Mapping) or not isinstance(env.get("_target_"), str):
         raise ResultError(f"{path}: simulator.env is {str(env)[:80]!r}; expected _target_ and its arguments")
     if len(results) > content["scenes_asked"]:
-        raise ResultError(f"{path}: {len(results)} scenes of {content['scenes_asked']} that were asked for")
+        raise ResultError(f"{path}: {len(results)} scenes of {content['scenes_asked']} requested ones")
     computed = {"format", "version", "scenes_asked", "interrupted", "videos", *summary([])}
     about = {key: value for key, value in content.items() if key not in computed}
     return ClosedLoop(about, content["scenes_asked"], results, _videos(content.get("videos", []), path))

@@ -38,7 +38,7 @@ class RolloutSettings:
         n_action_steps: steps of a chunk that are executed before the policy is asked again.
         max_steps: number of steps after which an episode has failed, if the environment does not end it before.
         at_once: number of episodes that advance together.
-        latency_s: injected latency; for so many seconds the simulation goes on while a reply is awaited.
+        latency_s: injected latency; the simulation goes on for this long while a reply is awaited.
     """
 
     n_action_steps: int

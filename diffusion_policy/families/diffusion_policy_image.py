@@ -76,7 +76,7 @@ def _shape(entry: Any) -> tuple[int, ...]:
 
 
 def _followed(config: Any, path: str) -> Any:
-    """The value at a dotted path, through entries that refer to others; ABSENT if a reference leads nowhere."""
+    """The value at a dotted path, through entries that refer to others; ABSENT if a reference is broken."""
     for _ in range(8):
         value = lookup(config, path) if isinstance(config, Mapping) else ABSENT
         reference = _REFERENCE.fullmatch(value) if isinstance(value, str) else None

@@ -80,7 +80,7 @@ _TOP = {
     "max_seq_len": Setting("count", 1024, _UNUSED, "it sizes position_embedding, which add_pos_embed switches off"),
     "max_num_embodiments": Setting("count", 32, advice=f"embodiment ids must stay below it; {_CATEGORY}"),
     "add_pos_embed": Setting("flag", default=True),
-    "use_vlln": Setting("flag", default=True, advice="vl_self_attention stays: it has a section of its own"),
+    "use_vlln": Setting("flag", default=True, advice="vl_self_attention stays: it has its own section"),
     "use_alternate_vl_dit": Setting(
         "flag", default=True, effect=_FUNCTION, note="the plain DiT attends to all tokens, padding included"
     ),

@@ -99,12 +99,12 @@ def shapes(config: Config, parts: Sequence[str] = ("model",)) -> dict[str, Shape
     """Names and shapes of the policy's tensors, in the order of its state_dict.
 
     config: {"policy_kwargs", "pi_head_kwargs", "action_space", "aux_value_head"} as in `RELEASED_2X`. Raises
-    ConstructionError where the width cannot be cut into heads.
+    ConstructionError where the width cannot be split into heads.
     """
     kwargs = config["policy_kwargs"]
     width, heads = kwargs["hidsize"], kwargs["attention_heads"]
     if width % heads:
-        raise ConstructionError(f"hidsize {width} cannot be cut into {heads} attention heads", _P + "attention_heads")
+        raise ConstructionError(f"hidsize {width} cannot be split into {heads} attention heads", _P + "attention_heads")
     out = dict(_image_encoder(kwargs))
     for i in range(kwargs["n_recurrence_layers"]):
         out |= {f"net.recurrent_layer.blocks.{i}.{name}": shape for name, shape in _block(kwargs)}

@@ -1,4 +1,4 @@
-"""The scale of a gripper's numbers: found from the data where it is unmistakable, asked for where it is not.
+"""The scale of a gripper's numbers: found from the data if it is unmistakable; otherwise it must be declared.
 
 Inside this package a gripper is 0 (closed) to 1 (open). Recorders, simulators and drivers use other scales, and shapes
 do not show which. It is declared by the names of ``names``: a flag (``--gripper-scale NAME``), a config key

@@ -55,7 +55,7 @@ class JpegHeader:
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """(width, height) after the turn that EXIF asks for."""
+        """(width, height) after rotation by EXIF."""
         return self.size if self.orientation < 5 else (self.size[1], self.size[0])
 
 

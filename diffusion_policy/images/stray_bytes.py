@@ -1,12 +1,12 @@
-"""Stray bytes before a marker of a JPEG: harmless, or the sign that pixels before them are damaged?
+"""Stray bytes before a JPEG marker: harmless, or a sign that pixels before them are damaged?
 
-Webcams put bytes between the compressed data and the marker that ends it; libjpeg warns of "extraneous bytes". The same
-warning is all that it gives for some damage: when a decoder loses its way in the Huffman codes and finds it again some
-blocks too late, real picture data is left over at the end. Two things tell them apart (ITU T.81, F.1.2.3 and B.1.1.5):
-the bits after the last block are ones, as an encoder pads them, and what is left over is not a row of whole blocks
-that ends like compressed data.
+Webcams put bytes between the compressed data and the marker that ends it; libjpeg warns of "extraneous bytes". For some
+damage that warning is the only one: when a decoder loses synchronization in the Huffman codes and regains it some
+blocks too late, real picture data is left over at the end. Two things distinguish the cases (ITU T.81, F.1.2.3 and
+B.1.1.5): with stray bytes, the bits after the last block are ones, an encoder's padding, and the leftover bytes are not
+a series of complete blocks that ends like compressed data.
 
-A picture with restart markers is judged one interval at a time, each as a small JPEG of its own.
+A picture with restart markers is judged one interval at a time, each as a small separate JPEG.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from diffusion_policy.images.jpeg import END, JpegHeader, jpeg_header, restart_segments
 
-# Of arbitrary stray bytes before one marker; drivers write up to a few dozen. Zeros may be any number.
+# Most arbitrary stray bytes before one marker; drivers write up to a few dozen. Zeros are not limited.
 MAX_STRAY = 64
-# libjpeg has read ahead when it counts what is left over, so that up to this many more are stray.
+# libjpeg has read ahead when it counts leftover bytes, so up to this many more may be stray.
 _READ_AHEAD = 12
 _MAX_SIDE = 65_500
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker")
@@ -32,14 +32,14 @@ _BASELINE = (0xC0, 0xC1)
 
 @dataclass(frozen=True)
 class _Interval:
-    """Compressed data between two restart markers, and what makes a picture of it: segments before the pixels."""
+    """Compressed data between two restart markers, and the segments before the pixels that make it a picture."""
 
     head: bytes
     data: bytes
     colors: str
 
     def decode(self, data: bytes) -> tuple[NDArray[np.uint8] | None, str]:
-        """The pixels that the head and some data give, or None and the first warning."""
+        """The pixels decoded from the head and some data, or None and the first warning."""
         try:
             return simplejpeg.decode_jpeg(self.head + data + END, self.colors), ""
         except ValueError as error:
@@ -47,7 +47,7 @@ class _Interval:
 
 
 def without_stray_bytes(data: bytes, header: JpegHeader) -> bytes | None:
-    """A JPEG freed of stray bytes before its markers; None unless all its pixels are known to be there.
+    """A JPEG without the stray bytes before its markers; None unless all its pixels are known to be there.
 
     Args:
         data: up to and including the end marker, of a JPEG that libjpeg warns of.
@@ -72,7 +72,7 @@ def without_stray_bytes(data: bytes, header: JpegHeader) -> bytes | None:
 
 
 def _without_stray(interval: _Interval, blocks: _Blocks) -> bytes | None:
-    """The data of an interval without stray bytes at its end; None if its pixels are not known to be whole."""
+    """The data of an interval without stray bytes at its end; None unless its pixels are known to be complete."""
     end = _last_needed(interval)
     if end is None:
         return None
@@ -84,7 +84,7 @@ def _without_stray(interval: _Interval, blocks: _Blocks) -> bytes | None:
 
 
 def _last_needed(interval: _Interval) -> int | None:
-    """Offset behind the last byte that the picture needs; None if it needs more than there is, or has another fault."""
+    """Offset after the last byte that the picture needs; None if it needs more than there is, or has another fault."""
     enough = len(interval.data)
     pixels, warning = interval.decode(interval.data)
     while pixels is None:
@@ -107,7 +107,7 @@ def _last_needed(interval: _Interval) -> int | None:
 def _ends_in_ones(interval: _Interval, used: bytes) -> bool:
     """Whether the bits of the last byte that no block needs are ones: the lowest zero must belong to a block.
 
-    A last byte without a one is not trusted: zeros are what damage leaves.
+    A last byte without a one is not trusted: damage leaves zeros.
     """
     last = 0xFF if used.endswith(b"\xff\x00") else used[-1]
     if last in (0, 0xFF):
@@ -119,7 +119,7 @@ def _ends_in_ones(interval: _Interval, used: bytes) -> bool:
 
 
 def _heads(data: bytes, header: JpegHeader, n_parts: int) -> list[bytes] | None:
-    """For each interval, the segments before the pixels with a size that holds just its MCUs; None if there is none."""
+    """For each interval, the segments before the pixels with a size that fits just its MCUs; None if there is none."""
     head, interval = data[: header.scan_at], header.restart_interval
     if n_parts == 1:
         return [head]
@@ -141,7 +141,7 @@ def _mcu_blocks(header: JpegHeader) -> tuple[int, int]:
 
 
 class _Blocks:
-    """Reads Huffman-coded blocks, to see whether bytes are picture data that was displaced."""
+    """Reads Huffman-coded blocks, to check whether bytes are displaced picture data."""
 
     def __init__(self, header: JpegHeader) -> None:
         self._tables = _huffman_tables(header.huffman or _standard_tables())
@@ -153,7 +153,7 @@ class _Blocks:
             self._mcu += [(direct, 0x10 | alternating)] * n_blocks
 
     def are_in(self, used: bytes, stray: bytes) -> bool:
-        """Whether stray bytes, with some of the bits before them, are MCUs that end as compressed data ends."""
+        """Whether stray bytes, with some of the bits before them, are MCUs that end like compressed data."""
         last = 0xFF if used.endswith(b"\xff\x00") else used[-1]
         n_ones = next((n for n in range(7) if not last >> n & 1), 7)
         bits = "".join(f"{byte:08b}" for byte in stray.replace(b"\xff\x00", b"\xff"))
@@ -173,7 +173,7 @@ class _Blocks:
             n_mcus += 1
 
     def _block(self, bits: str, at: int, direct: int, alternating: int) -> int | None:
-        """Offset of the bit behind a block; None if there is none (ITU T.81, F.2.2)."""
+        """Offset of the bit after a block; None if there is none (ITU T.81, F.2.2)."""
         symbol = self._symbol(bits, at, direct)
         if symbol is None:
             return None
@@ -200,7 +200,7 @@ class _Blocks:
 
 @functools.cache
 def _standard_tables() -> tuple[bytes, ...]:
-    """What a JPEG without Huffman tables means (ITU T.81, K.3): libjpeg writes them unless it is asked for others."""
+    """The tables implied by a JPEG without any (ITU T.81, K.3), which libjpeg writes by default."""
     made = jpeg_header(simplejpeg.encode_jpeg(np.zeros((8, 8, 3), dtype=np.uint8)))
     return () if made is None else made.huffman
 

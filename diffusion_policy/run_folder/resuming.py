@@ -51,7 +51,8 @@ def command_to_resume(arguments: Sequence[str], run: Path, *changes: str, launch
 def resume_command(run: Path) -> str:
     """Returns the command that continues this process's run, with its config and overrides.
 
-    Under torchrun it starts as many processes; with several machines, each needs its launcher's rendezvous options too.
+    Under torchrun it starts the same number of processes; with several machines, each also needs its launcher's
+    rendezvous options.
 
     Raises:
         RunFolderError: hydra.yaml or overrides.yaml is not as Hydra writes it.

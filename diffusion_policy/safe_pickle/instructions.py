@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# (content, offset of the argument) to (argument, offset behind it)
+# (content, offset of the argument) to (argument, offset after it)
 _Reader = Callable[[bytes, int], tuple[Any, int]]
 
 

@@ -97,7 +97,7 @@ def make_trajectories(
             recorded with other arguments; there is no such task or referee; the variation is not within 0 and 1.
     """
     if episodes < 1:
-        raise WorkspaceError(f"{episodes} episodes asked for; expected at least 1")
+        raise WorkspaceError(f"{episodes} episodes requested; expected at least 1")
     directory = Path(directory)
     folders = episode_folders(directory, episodes)
     existing = [folder for folder in folders if folder.exists()]

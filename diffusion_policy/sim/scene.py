@@ -54,7 +54,7 @@ class Scene:
         brightness: factor on all light.
         light: (3,) direction toward the light source, unit length.
         grain_seed: seed of the wood's grain.
-        n_targets: the first so many blocks belong in the tray, in this order.
+        n_targets: how many of the first blocks belong in the tray, in this order.
         light_drift: change of the light during the episode: relative amplitude, period in steps, phase in radians.
         task: a name in ``tasks.TASKS``.
     """

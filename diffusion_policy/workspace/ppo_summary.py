@@ -19,7 +19,7 @@ SHOWN = {
     "kl_to_pretrained": "KL to the pretrained policy (nats per frame)",
     "clip_share": "clipped share",
     "explained_variance": "explained variance of returns",
-    "frames_per_second": "frames a second",
+    "frames_per_second": "frames per second",
 }
 
 

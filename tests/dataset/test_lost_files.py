@@ -88,7 +88,7 @@ def test_a_cut_file_is_refused_by_name(whole: tuple[str, Path], tmp_path: Path, 
         assert "undecodable" in codes
         assert array in buffer.cameras
         return
-    with pytest.raises(DatasetError, match=rf"{file}.*(does not unpack|has \d+ bytes|is cut|lacks)"):
+    with pytest.raises(DatasetError, match=rf"{file}.*(does not unpack|has \d+ bytes|is truncated|lacks)"):
         ReplayBuffer.open(path).read(array)
 
 

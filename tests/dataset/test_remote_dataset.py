@@ -128,5 +128,5 @@ def test_a_lost_object_is_refused_before_training_begins(url_and_folder: tuple[s
         whole = store.cat_file(shard)
         for damaged in (whole[: len(whole) // 2], whole[:-10] + bytes([whole[-10] ^ 1]) + whole[-9:]):
             store.pipe_file(shard, damaged)
-            with pytest.raises(DatasetError, match=r"data/image/c/1/0/0/0 \(rows 8 to 15\) is cut"):
+            with pytest.raises(DatasetError, match=r"data/image/c/1/0/0/0 \(rows 8 to 15\) is truncated"):
                 CogActImageDataset(SHAPE_META, target, 4, 1, 3, 2)

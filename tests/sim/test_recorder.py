@@ -113,7 +113,7 @@ def test_what_an_interrupted_run_left_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_no_episodes_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(WorkspaceError, match="0 episodes asked for"):
+    with pytest.raises(WorkspaceError, match="0 episodes requested"):
         make_trajectories(tmp_path, 0, seed=0)
 
 

@@ -32,7 +32,7 @@ def why_unavailable() -> str | None:
     """Why this installation or this CPU cannot use them; None if it can."""
     library = _library_path()
     if library is None:
-        return "they were not built when diffusion_policy was installed, for want of a C++ compiler with OpenMP"
+        return "they were not built when diffusion_policy was installed, because there was no C++ compiler with OpenMP"
     sources = [*library.parent.glob("*.cpp"), *library.parent.glob("*.h")]
     if any(source.stat().st_mtime > library.stat().st_mtime for source in sources):
         return f"{library.name} is older than its sources; install diffusion_policy again (make setup)"
