@@ -175,7 +175,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no such revision": ("hf://lab/arm@other/weights/pose.ckpt", {}, "has no such revision"),
     "no such file": ("hf://lab/arm/weights/other.ckpt", {}, "there is no such file in the repository"),
     "private": (CHECKPOINT, {"private": True}, r"refuses access \(401\).*`hf auth login`.*`huggingface-cli login`"),
-    "cut": (CHECKPOINT, {"cut_at": 5000}, "broke off|bytes arrived"),
+    "cut": (CHECKPOINT, {"cut_at": 5000}, "broke the connection|bytes arrived"),
     "longer than stated": (CHECKPOINT, {"wrong_size": -7}, "more than its|bytes arrived"),
     "shorter than stated": (CHECKPOINT, {"wrong_size": 7}, "bytes arrived"),
     "larger than the disk": (CHECKPOINT, {"wrong_size": 2**60}, "GB, and .* has"),

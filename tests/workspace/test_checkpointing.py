@@ -249,7 +249,7 @@ def test_a_disk_that_is_full_keeps_the_previous_file_and_is_named(tmp_path, capl
 
 def test_a_pattern_for_what_was_not_measured_is_an_error(tmp_path):
     topk = SETTINGS["topk"] | {"format_str": "{test_score}.ckpt"}
-    with pytest.raises(TrainingError, match=r"format_str asks for 'test_score'.*there are \['epoch', 'train_loss'\]"):
+    with pytest.raises(TrainingError, match=r"format_str uses 'test_score'.*there are \['epoch', 'train_loss'\]"):
         save(folder(tmp_path, topk=topk), 0, 0.5)
 
 
