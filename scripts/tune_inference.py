@@ -178,7 +178,8 @@ def answer_of(
     config: tuple[object, ...] = ("--config", arguments.serve_config) if arguments.simulator is not None else ()
     line = command("serve", *config, f"ckpt={arguments.checkpoint}", *words, *arguments.serve_words)
     strategy = proposed.continues or arguments.strategy or PLAIN_STRATEGY
-    robot = ("--arm", "my_robot:make_arm", "--strategy", strategy, "--n-action-steps", str(arguments.stride))
+    stride = str(arguments.stride)
+    robot = command("run_robot", "--arm", "my_robot:make_arm", "--strategy", strategy, "--n-action-steps", stride)
     lines: list[str] = [
         f"  {key}: {value}" for key, _, value in (word.removeprefix("engine.").partition("=") for word in words)
     ]
@@ -189,7 +190,7 @@ def answer_of(
         "or on its command line:",
         Text(line, no_wrap=True),
         "and on the robot's computer:",
-        Text(command("run_robot", *robot), no_wrap=True),
+        Text(robot, no_wrap=True),
     ]
     return CommandResult([*tables, *shown], 0, {**document, "serve_settings": list(words), "strategy": strategy})
 
