@@ -20,7 +20,9 @@ from trajectory_factory import write_trajectory
 
 from diffusion_policy.serve import client
 from diffusion_policy.serve.client import STRATEGIES, DelayedRequester, VirtualClock, read_arm_log, running
+from diffusion_policy.serve.client.arm_log import ArmLogContent
 from diffusion_policy.serve.client.control_loop import HoldReason
+from diffusion_policy.serve.client.loop_figures import LoopFigures
 from diffusion_policy.serve.client.observation_buffer import DoubtCode
 
 Main = Callable[[list[str]], int]
@@ -33,12 +35,18 @@ def scripts(repository: Path) -> dict[str, Main]:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The address of a server that leaves the arm where it is, and its log folder."""
-    folder = tmp_path_factory.mktemp("run_robot")
-    engine = DescribedEngine(str(write_tiny_checkpoint(folder / "latest.ckpt")))
-    with ServerThread(engine, settings(folder / "runs", "max_age_s=3600")) as server:  # its clock is the machine's
-        yield f"127.0.0.1:{server.ports['line']}", folder / "runs"
+def engine(tmp_path_factory: pytest.TempPathFactory) -> DescribedEngine:
+    return DescribedEngine(str(write_tiny_checkpoint(tmp_path_factory.mktemp("run_robot") / "latest.ckpt")))
+
+
+@pytest.fixture
+def served(engine: DescribedEngine, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The address of a server that leaves the arm where it is, and its folder of logs.
+
+    Each test has its own: a server serves one robot, and may not have noticed yet that the last one is gone.
+    """
+    with ServerThread(engine, settings(tmp_path / "runs", "max_age_s=3600")) as server:  # its clock is the machine's
+        yield f"127.0.0.1:{server.ports['line']}", tmp_path / "runs"
 
 
 @pytest.fixture
@@ -192,6 +200,16 @@ def test_what_cannot_be_run_is_refused_by_name(
     assert scripts["run_robot"]([*given, "--log", str(tmp_path / "arm")]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("arm/*"))
+
+
+def test_of_failed_requests_the_last_reason_is_shown() -> None:
+    said = ["refused: step too far", "refused: quaternion norm", "late: no answer within 1.0 s"]
+    lines = [
+        {"event": "error", "request_id": str(i), "time": 1.0, "code": text.partition(":")[0], "message": text}
+        for i, text in enumerate(said)
+    ]
+    shown = LoopFigures.of(ArmLogContent({"clock_start": 0.0}, lines)).rows()
+    assert [value for name, value in shown if name == "  the last one reported"] == [said[2], said[1]]
 
 
 def test_an_arm_without_its_methods_is_refused(

@@ -23,6 +23,7 @@ class LoopFigures:
         missed: control periods that were left out because another took too long.
         requests: number of requests.
         errors: number of requests that failed, by code.
+        last_errors: the message of the last error of each code.
         delay_s: from a request to its answer: median and longest.
         age_s: of what was executed, since the capture of what it answers: median and largest.
         seam_mm, seam_deg: jumps between two chunks: median and largest.
@@ -34,6 +35,7 @@ class LoopFigures:
     missed: int
     requests: int
     errors: Mapping[str, int]
+    last_errors: Mapping[str, str]
     delay_s: tuple[float, float] | None
     age_s: tuple[float, float] | None
     seam_mm: tuple[float, float] | None
@@ -53,6 +55,7 @@ class LoopFigures:
             missed=ends[-1]["missed"] if ends else 0,
             requests=len(sent),
             errors=dict(Counter(line["code"] for line in log.of("error"))),
+            last_errors={line["code"]: line["message"] for line in log.of("error")},
             delay_s=_middle_and_largest([line["time"] - sent[line["request_id"]] for line in answers]),
             age_s=_middle_and_largest([line["age_s"] for line in log.of("move")]),
             seam_mm=_middle_and_largest([seam["millimetres"] for seam in seams]),
@@ -78,6 +81,7 @@ class LoopFigures:
             ("duration", f"{self.seconds:.1f} s, {self.moves} commands, {self.missed} control periods left out"),
             ("arm held", f"{idle} ({reasons})" if reasons else idle),
             ("requests", f"{self.requests}" + (f"; failed: {failed}" if failed else "")),
+            *(("  the last one reported", message) for _, message in sorted(self.last_errors.items())),
             ("request to answer", _shown(self.delay_s, 1000, "ms")),
             ("age of what was executed", _shown(self.age_s, 1000, "ms")),
             ("seam, position", _shown(self.seam_mm, 1, "mm")),
