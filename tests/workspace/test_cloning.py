@@ -421,7 +421,7 @@ def test_the_head_of_minedojo_is_fresh_beside_inherited_weights_and_measured_ali
     ("overrides", "message"),
     [
         (("task.image_shape=[3,128,128]",), r"convert with --resolution 128 128"),
-        (("task=cogact_robot_8d", "task.dataset_path={data}"), r"VPT's is .*take task=minecraft"),
+        (("task=cogact_robot_8d", "task.dataset_path={data}"), r"VPT's is .*use task=minecraft"),
         (("cloning.kl.weight=1",), r"starts from scratch: there is no pretrained policy to stay near"),
         (("cloning.kl.decay=2",), r"cloning\.kl\.decay 2\.0; expected at least 0"),
         (("training.max_gradient_norm=0",), r"max_gradient_norm is 0; expected above 0"),
