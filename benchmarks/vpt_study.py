@@ -7,7 +7,7 @@
     cloned      50 episodes of the expert, from these weights
     scratch     as many updates from random weights
     slots       a linear head for each of MineDojo's slots on the frozen trunk, as in a public guide
-    ppo         the cloned policy improves by its own rewards (experiment=vpt_grove_ppo, fewer iterations)
+    ppo         the cloned policy improves by its own rewards (experiment=vpt_grove_ppo)
 
 Every command is printed; finished results are kept, and the same command continues. Training runs on one thread.
 """
@@ -35,7 +35,7 @@ from diffusion_policy.terminal import show
 
 WEIGHTS = PRETRAINED / "grove_vpt.weights"
 ARMS = ("zero_shot", "cloned", "scratch", "slots", "ppo")
-EPISODES, SCENES, MOST_TICKS, EPOCHS, ITERATIONS = 50, 40, 200, 6, 15
+EPISODES, SCENES, MOST_TICKS, EPOCHS, ITERATIONS = 50, 40, 200, 6, 60
 
 
 def steps_of(work: Path, arms: Sequence[str], seeds: int, *, quick: bool) -> list[Step]:

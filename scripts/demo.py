@@ -1,4 +1,4 @@
-"""The whole path on data it generates: a pose policy that cannot grasp learns when to close, and then grasps.
+"""The whole path on data it generates: a pose policy that cannot grasp learns when to close, and then it grasps.
 
     python scripts/demo.py
 

@@ -244,7 +244,7 @@ MAKERS: dict[str, Maker] = {
     "batch norm": Maker(
         saved(lambda: workspace(image_policy(
             under("obs_encoder.key_model_map.camera0_rgb.", torchvision(trunk(group_norm=False)))))),
-        UMI, "a workspace", 126, refused="it has BatchNorm, the policy here GroupNorm",
+        UMI, "a workspace", 126, refused="it has BatchNorm, but the policy here has GroupNorm",
         changes=("policy.obs_encoder_group_norm=false",),
     ),
     "resnet34": Maker(

@@ -65,6 +65,18 @@ class Case:
     says: str = NOTHING
 
 
+# Settings of train.py that the checkpoint of `write_tiny_checkpoint` was trained with.
+AS_THE_TINY_POLICY = (
+    "horizon=8", "policy.crop_shape=[32,32]", "policy.n_layer=1", "policy.n_cond_layers=0", "policy.n_head=2",
+    "policy.n_emb=16", "policy.encoder_stride=32", "policy.encoder_activation=relu",
+    "policy.noise_scheduler.num_train_timesteps=20", "policy.noise_scheduler.prediction_type=epsilon",
+    "task.image_shape=[3,36,40]", "n_action_steps=4", "policy.num_inference_steps=20",
+)  # fmt: skip
+# The same for the tiny VPT.
+AS_THE_TINY_VPT = (
+    "policy.hidsize=16", "policy.impala_width=1", "policy.impala_chans=[2,2,2]", "policy.n_recurrence_layers=1",
+    "policy.attention_heads=2", "policy.window=4", "task.image_shape=[3,16,16]",
+)  # fmt: skip
 ROLLOUT = "{policy} --simulator {simulator} --referee kinematic --steps 1 --threads 1 --scenes 2"
 GROWTH = "{pose} --target {policy} --rules pose_to_gripper"
 CONVERSION = "--input {recordings} --output out.zarr --resolution 40 36"
@@ -86,7 +98,8 @@ AT_WORK = {
     ),
     "convert_logs_to_trajectories.py": Case("{served} --output out", "run_log.to_trajectories:_write"),
     "dagger.py": Case(
-        "{policy} --dataset {dataset} --workdir out --referee kinematic --camera-size 64 36 --evaluation-scenes 1",
+        "{policy} --dataset {dataset} --workdir out --referee kinematic --camera-size 64 36 --evaluation-scenes 1 "
+        + " ".join(f"--set {setting}" for setting in AS_THE_TINY_POLICY),
         "closed_loop.evaluation:roll_out",
         "0 commands have ended and are kept in out; interrupted: Evaluate the start; go on with: ",
     ),
@@ -129,7 +142,8 @@ AT_WORK = {
         "logs of 2 of 4 episodes are kept in out; go on with: ",
     ),
     "run_dagger_iteration.sh": Case(
-        "--task log --continue-from {vpt} --iterations 1 --workdir out --env max_steps=3 --evaluation-scenes 1",
+        "--task log --continue-from {vpt} --iterations 1 --workdir out --env max_steps=3 --evaluation-scenes 1 "
+        "--device cpu " + " ".join(f"--set {setting}" for setting in AS_THE_TINY_VPT),
         "closed_loop.evaluation:roll_out",
         "0 commands have ended and are kept in out; interrupted: Evaluate the start; go on with: ",
     ),

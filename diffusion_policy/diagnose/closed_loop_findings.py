@@ -48,6 +48,11 @@ def success_sentence(evidence: ClosedLoopEvidence) -> str:
     return f"{share.count} of {share.of} scenes (95 % interval {low:.0%}-{high:.0%}; {measured_in})"
 
 
+def mostly_done(evidence: ClosedLoopEvidence) -> bool:
+    """Whether the task was done in more than half of the scenes; what fails more often is not ready to deploy."""
+    return evidence.success.count > HALF * evidence.success.of
+
+
 def task_done(evidence: ClosedLoopEvidence) -> Finding:
     """In how many scenes the policy does the task, and why it fails in the others."""
     found, share, (low, high) = evidence.found, evidence.success, evidence.success.interval

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from diffusion_policy.commands import command
 from diffusion_policy.diagnose.closed_loop_evidence import ClosedLoopEvidence, decisive
-from diffusion_policy.diagnose.closed_loop_findings import CLOSED_LOOP, success_sentence
+from diffusion_policy.diagnose.closed_loop_findings import CLOSED_LOOP, mostly_done, success_sentence
 from diffusion_policy.diagnose.doctor import MACHINE, Examination, examine_sources
 from diffusion_policy.diagnose.findings import Finding, level_of
 from diffusion_policy.diagnose.log_evidence import LogEvidence
@@ -161,7 +161,9 @@ def conclude(
     if level == "bad":
         return Conclusion("bad", f"{'Do not deploy it' if deploys else 'Do not train on it yet'}: {done}{text}.")
     conclusion = f"{done}{_opens_and_closes(logs, bool(rolled_out))}"
-    fails = any(finding.trouble for finding in examination.groups.get("closed loop", ()))
+    rarely = bool(rolled_out) and not mostly_done(rolled_out[0])
+    level = "doubt" if rarely else level
+    fails = rarely or any(finding.trouble for finding in examination.groups.get("closed loop", ()))
     may = (
         "It was rolled out"
         if fails

@@ -64,7 +64,7 @@ def test_required_coverage(pose_checkpoint: Checkpoint) -> None:
     assert 0.97 < ledger.coverage("model") < 1
     assert {role.kind for role in parameter_roles(ledger, model).values()} == {"inherited", "fresh"}
     before = numbers(model)
-    with pytest.raises(AdaptError, match=r"covers 97\.\d\d% of model, 99\.50% are required"):
+    with pytest.raises(AdaptError, match=r"covers 97\.\d\d% of model, but 99\.50% are required"):
         inherit(pose_checkpoint, model, None, min_coverage=0.995)
     assert torch.equal(before, numbers(model))
 

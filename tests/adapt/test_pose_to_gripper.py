@@ -183,7 +183,7 @@ def test_refuses_rotation_vector_and_width(tmp_path: Path) -> None:
 
 
 def test_refuses_what_is_not_a_pose(grown, tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match="8 numbers already"):
+    with pytest.raises(AdaptError, match="already has 8 numbers"):
         grow_7d_to_8d(grown[0].path, tmp_path / "out.ckpt")
     named = policy_cfg(action=ROTVEC_WIDTH)
     save_checkpoint(tmp_path / "named.ckpt", named, parts=("model",))

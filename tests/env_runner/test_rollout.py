@@ -158,7 +158,7 @@ SETTINGS: dict[str, Any] = {
             {"observations": {**SETTINGS["observations"], "image": "agent.pose"}},
             r"image: the environment's agent.pose is float64 \(7,\); expected uint8 \(H, W, 3\)",
         ),
-        ({"action": ["x", "y"]}, r"the policy commands \['z', .*; the simulator's action is \['x', 'y'\]"),
+        ({"action": ["x", "y"]}, r"the policy commands \['z', .*, but the simulator's action is \['x', 'y'\]"),
     ],
 )
 def test_wrong_settings_are_named(change: dict[str, Any], message: str) -> None:

@@ -105,10 +105,10 @@ def program_as_statistics(policy: Path, command: str) -> None:
 CAMERAS = {f"observation.images.{n}": {"type": "VISUAL", "shape": [3, 8, 8]} for n in range(5000)}
 
 REFUSED: dict[str, tuple[Writer, str]] = {
-    "nested 100 levels": (nested(100), "unfolds to more than 64 levels"),
-    "nested 200000 levels": (nested(200_000), "unfolds to more than 64 levels|more than"),
-    "circle": (saved(circle()), "unfolds to more than"),
-    "laughs": (saved(laughs()), "unfolds to more than"),
+    "nested 100 levels": (nested(100), "expands to more than 64 levels"),
+    "nested 200000 levels": (nested(200_000), "expands to more than 64 levels|more than"),
+    "circle": (saved(circle()), "expands to more than"),
+    "laughs": (saved(laughs()), "expands to more than"),
     "two of one name": (saved({"model": {0: torch.ones(1), "0": torch.ones(1)}}), "two tensors have the path"),
     "two of one dotted name": (saved({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}}), "two tensors have the path"),
     "sparse": (saved({"state_dict": {"w": torch.eye(3).to_sparse()}}), "asks for torch._utils._rebuild_sparse_tensor"),

@@ -105,10 +105,10 @@ PROGRAMS: dict[str, tuple[Callable[[str], bytes], str]] = {
         "with 8 bytes of data",
     ),
     # Bombs: small programs that ask for large amounts of memory or time.
-    "nested_100000_deep": (lambda c: b"]" * 100_000 + b"a" * 99_999, "unfolds to more than 64 levels"),
+    "nested_100000_deep": (lambda c: b"]" * 100_000 + b"a" * 99_999, "expands to more than 64 levels"),
     "hash_bomb": (lambda c: b"}" + b")" + b"2\x86" * 60 + b"K\x01s", "the instruction DUP"),
     "hash_bomb_by_memo": (lambda c: b"}" + b")" + b"q\x00h\x00\x86" * 60 + b"K\x01s", "uses a tuple as a key"),
-    "laughing_lists": (lambda c: b"]" + b"q\x00](h\x00h\x00h\x00h\x00e" * 30, "unfolds to more than 500000 entries"),
+    "laughing_lists": (lambda c: b"]" + b"q\x00](h\x00h\x00h\x00h\x00e" * 30, "expands to more than 500000 entries"),
     "integer_of_a_megabyte": (
         lambda c: b"\x8b" + struct.pack("<i", 2**20) + b"\x7f" * 2**20,
         "an integer of 8388607 bits",

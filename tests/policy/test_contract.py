@@ -140,7 +140,7 @@ def test_it_learns(policy: PolicyModule) -> None:
     assert FixedNoise(policy, n).of(torch.arange(2), torch.device("cpu")) == {}
     assert count_active_features(policy, batch.data["obs"]) is None
     weighted = OmegaConf.merge(LOSS, {"gripper_weight": 2.0})
-    with pytest.raises(TrainingError, match="of this one there is no loss_weights"):
+    with pytest.raises(TrainingError, match="for this one there is no loss_weights"):
         BatchLoss(policy, weighted, HIDING)  # type: ignore[arg-type]
 
 

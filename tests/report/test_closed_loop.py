@@ -263,6 +263,12 @@ def test_videos_play_in_the_page_and_others_are_named(tmp_path: Path, browser: B
     ("outcomes", "level", "begins"),
     [
         (WORKS, "good", "It can be deployed: in closed loop best.ckpt does the task in 26 of 40 scenes"),
+        ("1" * 21 + "c" * 19, "good", "It can be deployed: in closed loop best.ckpt does the task in 21 of 40 scenes"),
+        (
+            "1" * 20 + "c" * 20,
+            "doubt",
+            "It was rolled out, with doubts: in closed loop best.ckpt does the task in 20",
+        ),
         ("1" + "c" * 39, "doubt", "It was rolled out, with doubts: closed loop: best.ckpt does the task in 1 of 40"),
         ("cc", "doubt", "It was rolled out, with doubts: closed loop: best.ckpt does the task in 0 of 2"),
         ("c" * 40, "bad", "Do not deploy it: closed loop: best.ckpt does the task in 0 of 40"),

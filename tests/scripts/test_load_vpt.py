@@ -36,7 +36,7 @@ def test_a_load_is_reported_tensor_by_tensor(main, weights, tmp_path: Path, caps
     assert main([str(tmp_path / "a.weights"), "--json", str(tmp_path / "out.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith(f"file {len(weights) + 2}, model {len(weights)}, missing 0, dropped 2 (aux_value_head.*)")
-    assert lines[1].startswith("size: of its own (hidsize 16, 2 blocks, 2 heads, impala_width 1, window 4)")
+    assert lines[1].startswith("size: custom (hidsize 16, 2 blocks, 2 heads, impala_width 1, window 4)")
     assert lines[2:] == [f"dropped by rule: {name}" for name in extra]
     found = json.loads((tmp_path / "out.json").read_text())
     assert (found["load"]["file_keys"], found["settings"]["hidsize"]) == (len(weights) + 2, 16)

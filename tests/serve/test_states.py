@@ -97,7 +97,7 @@ def test_a_gripper_in_another_scale_is_reported_with_the_setting_to_use(values: 
     assert reply["type"] == "action"
     assert "training saw only 0 and 1" in reply["warnings"][0]
     assert advice in reply["warnings"][1]
-    read_settings(None, ["ckpt=a", reply["warnings"][1].rpartition("which: ")[2].partition(" ")[0]])
+    read_settings(None, ["ckpt=a", reply["warnings"][1].rpartition("declare it: ")[2].partition(" ")[0]])
 
 
 def test_or_refused_by_setting() -> None:

@@ -47,8 +47,8 @@ TINY = (
 GROUPS = sorted(
     path.name
     for path in tiny_run.CONFIG.iterdir()
-    # rules of the adapter; job launchers; simulators, which have a case; mappings of the converter
-    if path.is_dir() and path.name not in ("adapt", "hydra", "env_runner", "simulator", "recordings")
+    # rules of the adapter; job launchers; simulators, which have a case; mappings of the converter; settings of PPO
+    if path.is_dir() and path.name not in ("adapt", "hydra", "env_runner", "simulator", "recordings", "ppo")
 )
 NAMED = sorted(f"{group}={path.stem}" for group in GROUPS for path in (tiny_run.CONFIG / group).glob("*.yaml"))
 # Tasks of other datasets; experiments of VPT, whose runs have their own tests.

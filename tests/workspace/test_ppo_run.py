@@ -78,7 +78,7 @@ def test_a_run_leaves_what_it_measured_and_a_checkpoint_that_opens_as_any_other(
     assert (checkpoint.provenance or {})["pretrained"]["name"] == "cloned.ckpt"
     message = str(summary)
     assert "success in" in message
-    assert "last iteration: KL to the pretrained policy (nats a frame)" in message
+    assert "last iteration: KL to the pretrained policy (nats per frame)" in message
     assert f"evaluate_closed_loop.py {folder}/checkpoints/latest.ckpt --weights model" in message
     page = training_section(opened)
     assert set(page.figures) == {"kl", "value", "rate", "played"}
@@ -173,7 +173,7 @@ def test_a_run_is_not_resumed_near_another_policy_or_with_other_environments(pre
     other = write_policy(tmp_path / "other.ckpt", cue_policy(seed=1))
     with pytest.raises(WorkspaceError, match=r"other.ckpt is not the file that this run started from \(cloned.ckpt"):
         run(config(other), tmp_path / "run")
-    with pytest.raises(WorkspaceError, match=r"goes on with 3 environments; ppo.environments is 2"):
+    with pytest.raises(WorkspaceError, match=r"continues with 3 environments; ppo.environments is 2"):
         run(config(pretrained, "ppo.environments=2"), tmp_path / "run")
     with pytest.raises(WorkspaceError, match="is not from a reinforcement learning run"):
         run(config(pretrained, f"training.resume={pretrained}"), tmp_path / "new")
