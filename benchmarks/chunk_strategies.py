@@ -32,6 +32,7 @@ from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 from diffusion_policy.closed_loop.loop_rollout import LoopConditions, LoopEpisode, roll_out_in_loop
 from diffusion_policy.closed_loop.server_actor import ServerActor, serve_settings, served
 from diffusion_policy.closed_loop.simulated_arm import SimulatedArm
+from diffusion_policy.command_line import positive_number
 from diffusion_policy.env_runner.simulator import Simulator
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.installation import CONFIG, PRETRAINED
@@ -234,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="CKPT",
         help="checkpoint to study (with --quick, by default one that fails)",
     )
-    parser.add_argument("--scenes", type=int, default=100, metavar="N")
+    parser.add_argument("--scenes", type=positive_number, default=100, metavar="N")
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--latencies", type=float, nargs="+", default=[0, 100, 200, 400], metavar="MS")
     parser.add_argument(

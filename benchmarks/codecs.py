@@ -27,6 +27,7 @@ from recordings import scene  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
 
+from diffusion_policy.command_line import positive_number
 from diffusion_policy.convert.decoding import psnr, read_frame
 from diffusion_policy.dataset.frame_files import FrameFiles
 from diffusion_policy.dataset.image_codecs import LEVELS, image_codec
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="64 frames")
     parser.add_argument("--recordings", type=Path, help="folder of episodes to take frames from")
-    parser.add_argument("--frames", type=int, default=512)
+    parser.add_argument("--frames", type=positive_number, default=512)
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args(argv)
     frames = frames_of(arguments.recordings, 64 if arguments.quick else arguments.frames)

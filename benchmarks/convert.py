@@ -30,6 +30,7 @@ from recordings import write_recordings  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
 
+from diffusion_policy.command_line import positive_number
 from diffusion_policy.convert import ConversionReport, ConversionSettings, convert
 from diffusion_policy.dataset.image_codecs import image_codec, zarr_arguments
 from diffusion_policy.trajectory import find_trajectories, open_trajectory
@@ -112,9 +113,9 @@ def compare(source: Path, out: Path, n_frames: int, n_rounds: int) -> tuple[dict
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 episodes of 40 steps, 1 round, longer ones left out")
-    parser.add_argument("--episodes", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=115)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--episodes", type=positive_number, default=6)
+    parser.add_argument("--steps", type=positive_number, default=115)
+    parser.add_argument("--rounds", type=positive_number, default=5)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     n_episodes, n_steps, n_rounds = (

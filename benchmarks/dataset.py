@@ -28,6 +28,7 @@ from recordings import scene  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
 
+from diffusion_policy.command_line import positive_number
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.replay_buffer import ArrayLayout, ReplayBuffer, image_layout, low_dim_layout
 from diffusion_policy.spec import GRIPPER, POSE, POSE_GRIPPER
@@ -121,8 +122,10 @@ def loaded(dataset: CogActImageDataset) -> Iterator[Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="600 steps, 5 batches")
-    parser.add_argument("--steps", type=int, default=4000, help="steps in the dataset; 20000 are 3.4 GB of pixels")
-    parser.add_argument("--batches", type=int, default=30)
+    parser.add_argument(
+        "--steps", type=positive_number, default=4000, help="steps in the dataset; 20000 are 3.4 GB of pixels"
+    )
+    parser.add_argument("--batches", type=positive_number, default=30)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     n_steps, n_batches = (600, 5) if arguments.quick else (arguments.steps, arguments.batches)

@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_policy.command_line import positive_number
 from diffusion_policy.cpu import processor_name
 from diffusion_policy.storage import write_json
 from diffusion_policy.tables import Column, Table
@@ -158,9 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="a small policy, two steps, three rounds, nothing compiled"
     )
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=10, help="DDIM steps")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="one after another (default: 1 2)")
+    parser.add_argument("--rounds", type=positive_number, default=30)
+    parser.add_argument("--steps", type=positive_number, default=10, help="DDIM steps")
+    parser.add_argument(
+        "--threads", type=positive_number, nargs="+", default=[1, 2], help="one after another (default: 1 2)"
+    )
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help="of these engines")
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args(argv)

@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_policy.checkpoint import load_policy
+from diffusion_policy.command_line import positive_number
 from diffusion_policy.dataset.content_hash import (
     ARRAY_HASHES,
     CONTENT_HASH,
@@ -157,8 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="an existing checkpoint")
     parser.add_argument("--quick", action="store_true", help="small layers, 600 frames")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--frames", type=int, default=20_000, help="frames in the dataset")
+    parser.add_argument("--repeats", type=positive_number, default=7)
+    parser.add_argument("--frames", type=positive_number, default=20_000, help="frames in the dataset")
     parser.add_argument("--json", metavar="OUT", help="also write the numbers as JSON")
     arguments = parser.parse_args(argv)
     n_frames = 600 if arguments.quick else arguments.frames

@@ -43,6 +43,7 @@ from recordings import scene  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
 
+from diffusion_policy.command_line import positive_number
 from diffusion_policy.cpu import CpuTimes, usable_cores
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.model.cpu.arithmetic import multiplies_bf16
@@ -317,8 +318,8 @@ def _cpu_name() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="6 requests")
-    parser.add_argument("--requests", type=int, default=60)
-    parser.add_argument("--steps", type=int, default=10, help="DDIM steps")
+    parser.add_argument("--requests", type=positive_number, default=60)
+    parser.add_argument("--steps", type=positive_number, default=10, help="DDIM steps")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--busy", type=int, nargs="?", const=0, metavar="N", help="measure next to N busy processes")

@@ -29,6 +29,7 @@ import zarr
 from rich.console import Console
 from rich.table import Table
 
+from diffusion_policy.command_line import positive_number
 from diffusion_policy.convert.frames import Block, write_block
 from diffusion_policy.dataset.replay_buffer import create_array, image_layout
 from diffusion_policy.recording.lerobot.frames import VideoFrames
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE.mp4")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=positive_number, default=5)
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:

@@ -27,6 +27,7 @@ from latency import HIGH, LOW, POSE, Candidate, scene, serving_engine  # type: i
 from rich.console import Console
 from rich.table import Table
 
+from diffusion_policy.command_line import positive_number
 from diffusion_policy.run_log.session_log import SessionLog
 from diffusion_policy.serve.engine import Inference
 from diffusion_policy.serve.stages import Stages
@@ -90,7 +91,7 @@ def lines_in(folder: Path) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="50 requests")
-    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--requests", type=positive_number, default=400)
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args(argv)
     found: dict[str, Any] = {}

@@ -23,6 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from diffusion_policy.command_line import positive_number
 from diffusion_policy.serve.engine import processor_name
 from diffusion_policy.sim.expert import Command, plan
 from diffusion_policy.sim.referees import REFEREES, make_tabletop
@@ -64,7 +65,7 @@ def steps_per_second(task: str, referee: str, episodes: int) -> dict[str, float]
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 episodes")
-    parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--episodes", type=positive_number, default=10)
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args(argv)
     cv2.setNumThreads(1)

@@ -47,6 +47,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_policy.checkpoint import build_policy
+from diffusion_policy.command_line import positive_number
 from diffusion_policy.cpu import choose_threads, usable_cores
 from diffusion_policy.host_memory import MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory, set_malloc
 from diffusion_policy.resolvers import register_resolvers
@@ -439,8 +440,10 @@ def figures_table(result: dict[str, Any], title: str) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="batch 4, two rounds")
-    parser.add_argument("--batch", type=int, help="windows per update")
-    parser.add_argument("--rounds", type=int, help="updates of each variant, or checkpoints, or epochs with --learning")
+    parser.add_argument("--batch", type=positive_number, help="windows per update")
+    parser.add_argument(
+        "--rounds", type=positive_number, help="updates of each variant, or checkpoints, or epochs with --learning"
+    )
     parser.add_argument("--compile", action="store_true", help="also ours with training.compile=true")
     parser.add_argument("--saving", action="store_true", help="measure checkpoints instead")
     parser.add_argument("--learning", action="store_true", help="compare what is learned instead")

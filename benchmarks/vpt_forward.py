@@ -28,6 +28,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
+from diffusion_policy.command_line import positive_number
 from diffusion_policy.model.vpt.network import VPTSettings
 from diffusion_policy.policy.vpt_policy import MinecraftAgentPolicy
 
@@ -162,8 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the 1x model, 3 rounds")
     parser.add_argument("--size", choices=tuple(SIZES), default="2x")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=positive_number, default=30)
+    parser.add_argument("--threads", type=positive_number, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--note", default="", help="note to store with the figures: what else the machine was doing")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)

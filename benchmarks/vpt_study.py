@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_policy.command_line import positive_number
 from diffusion_policy.commands import in_grove
 from diffusion_policy.env_runner.document import read_document
 from diffusion_policy.env_runner.results import SceneResult, compare
@@ -143,14 +144,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, metavar="WORK", help="folder of runs and results; finished ones are kept")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=positive_number, default=3)
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument(
         "--quick", action="store_true", help="one seed, two updates, two short episodes: learns nothing"
     )
     arguments = parser.parse_args(argv)
-    if arguments.seeds < 1:
-        parser.error(f"--seeds is {arguments.seeds}; expected 1 or more")
     seeds = 1 if arguments.quick else arguments.seeds
     arguments.work.mkdir(parents=True, exist_ok=True)
     try:

@@ -158,6 +158,17 @@ def seed_number(word: str) -> int:
     return int(word)
 
 
+def positive_number(word: str) -> int:
+    """A count, as the type of an argument.
+
+    Raises:
+        ArgumentTypeError: it is not a whole number, or below 1.
+    """
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r}; expected a whole number, 1 or more")
+    return int(word)
+
+
 def refuse(error: WorkspaceError | OSError) -> int:
     """Writes the message of an error to stderr; returns its exit status."""
     text = str(error)

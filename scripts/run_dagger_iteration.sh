@@ -112,6 +112,12 @@ if [[ "$DEVICE" == auto ]]; then
 fi
 [[ -z "$DEVICE" ]] || OPTIONS+=(--set "training.device=$DEVICE")
 
+# An option that does not exist is refused here, and not after a dataset has been recorded.
+for word in ${OPTIONS[@]+"${OPTIONS[@]}"}; do
+    [[ "$word" != --* ]] || grep -qF "\"${word%%=*}\"" "$ROOT/scripts/dagger.py" ||
+        refuse "$word is an option neither of this launcher nor of scripts/dagger.py; see -h of both"
+done
+
 if [[ ! -e "$DATASET" ]]; then
     RECORDINGS=${DATASET%.zarr}_recordings
     "$PYTHON" "$ROOT/scripts/record_grove.py" --output "$RECORDINGS" --task "$TASK" --episodes "$BASE_EPISODES" --resume

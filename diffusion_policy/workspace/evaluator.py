@@ -123,7 +123,7 @@ class Evaluator(ScheduledEvaluator):
         self._noise = FixedNoise(model, len(data.held_out)) if len(data.held_out) else None
         self._dataset: list[str] = dataset_paths(cfg.task.dataset.zarr_path)
         self.sampler = read_sampler(OmegaConf.select(cfg, "sampler"), self._step_seconds(self._episodes))
-        # Differences are no motion whose error could be measured: of them there is the loss alone.
+        # Action differences are not a motion whose error could be measured; for them there is only the loss.
         self._episodes = [] if data.dataset.action_differences else self._episodes[: self.sampler.max_episodes]
         self._recorded: dict[Policy, RecordedEpisodes] = {}
         self._undefined_reason: str | None = None

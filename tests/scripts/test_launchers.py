@@ -399,6 +399,16 @@ def test_a_dataset_that_is_there_is_taken(bench: Workbench) -> None:
         (("--task", "log", "--continue-from", "old.ckpt", "--iterations", "0"), {}, "--iterations is '0'"),
         (("--task", "log", "--continue-from", "old.ckpt"), {"EPISODES": "30,20"}, "EPISODES is '30,20'"),
         (("--task", "log", "--continue-from", "old.ckpt"), {"BASE_EPISODES": "few"}, "BASE_EPISODES is 'few'"),
+        (
+            ("--task", "log", "--continue-from", "old.ckpt", "--bogus"),
+            {},
+            "--bogus is an option neither of this launcher",
+        ),
+        (
+            ("--task", "log", "--continue-from", "old.ckpt", "--update=9"),
+            {"DATASET": "new.zarr"},
+            "--update=9 is an op",
+        ),
     ],
 )
 def test_iterating_refuses(

@@ -1,4 +1,4 @@
-"""Every --seed of every script is a whole number, 0 or more, and refused in one line otherwise."""
+"""Every --seed of every script is a whole number, 0 or more, and every count of a benchmark 1 or more."""
 
 import argparse
 import importlib.util
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_policy.command_line import seed_number
+from diffusion_policy.command_line import positive_number, seed_number
 
-SCRIPTS = sorted((Path(__file__).resolve().parents[2] / "scripts").glob("*.py"))
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
+BENCHMARKS = sorted((REPOSITORY / "benchmarks").glob("*.py"))
 
 
 def parser_of(script: Path) -> argparse.ArgumentParser:
@@ -44,3 +46,24 @@ def test_what_is_not_a_seed_is_refused_in_one_line(word: str, capsys: pytest.Cap
     assert ended.value.code == 2
     assert f"argument --seed: {word!r}; expected a whole number, 0 or more" in capsys.readouterr().err
     assert parser.parse_args(["--seed", "0"]).seed == 0
+
+
+def test_every_count_of_a_benchmark_is_checked() -> None:
+    own = [
+        path for path in BENCHMARKS if path.name != "exported_engine.py"
+    ]  # started by exported.py, which has checked
+    lines = [line for path in own for line in path.read_text().split("add_argument(") if "type=int" in line]
+    assert all(line.lstrip().startswith(('"--busy"', '"--smoothing"')) for line in lines), (
+        "0 has a meaning for these two"
+    )
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "1.5", "nan", "", "x", "1e3"])
+def test_what_is_not_a_count_is_refused_in_one_line(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=positive_number)
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args([f"--rounds={word}"])
+    assert ended.value.code == 2
+    assert f"argument --rounds: {word!r}; expected a whole number, 1 or more" in capsys.readouterr().err
+    assert parser.parse_args(["--rounds", "1"]).rounds == 1
