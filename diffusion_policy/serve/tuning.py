@@ -288,6 +288,8 @@ def tune(
     ):
         if found < least:
             raise WorkspaceError(f"the {what} is {found}; expected {least} or more")
+    if delay_steps > stride:
+        raise WorkspaceError(f"the delay is {delay_steps} steps; expected at most the {stride} between two requests")
     if not 0 < tolerance_s < math.inf:
         raise WorkspaceError(f"the tolerance of gripper events is {tolerance_s} s; expected a positive number")
     recorded, opened = open_recorded(checkpoint, zarr_path, settings.device, settings.weights, gripper_scale)
