@@ -34,17 +34,25 @@ class Expert:
         self._pause, self._aside, self._stood = 0, 0, 0
         self._side = "left"
         self._before = np.full(3, np.nan)
+        self._said: frozenset[str] = frozenset()
 
     def act(self, world: World) -> dict[str, Any]:
         """The action for the current state: all buttons, and the camera (2,) in degrees."""
+        pressed, turn = self._decide(world)
+        self._said = frozenset(pressed)
+        return {**{name: int(name in pressed) for name in BUTTONS}, "camera": degrees_of(quantize(turn))}
+
+    def _decide(self, world: World) -> tuple[set[str], Any]:
+        """The buttons to press, and the turn (2,) of pitch and yaw in degrees."""
         pressed: set[str] = set()
         if self._pauses(world):
-            return _action(pressed, np.zeros(2))
+            return pressed, np.zeros(2)
         pitch, yaw, distance = self._aim(world, _target(world))
         turn = np.array([pitch, yaw]) * (1 - 0.4 * self._variation * self._rng.random(2))
         near = 2.2 if world.task.target == "sheep" else 2.6
         aimed = world.aimed_at()
-        if aimed is not None and aimed.material == world.task.target and distance < near + 1.0:
+        near_enough = distance < near + 1.0 or world.progress  # what is being harvested is not let go of
+        if aimed is not None and aimed.material == world.task.target and near_enough:
             pressed.add(world.task.button)
             if world.progress:  # no turns: any turn could move the aim off the block
                 turn = turn * (world.task.target == "sheep")
@@ -52,7 +60,7 @@ class Expert:
             pressed |= {"forward", "sprint"} if distance > _SPRINTS_FROM else {"forward"}
         hidden = distance <= near and aimed is not None and aimed.material != world.task.target
         self._walk_around(world, pressed, hidden=hidden and max(abs(pitch), abs(yaw)) < 1.0)
-        return _action(pressed, np.where(np.abs(turn) < _STILL, 0.0, turn))
+        return pressed, np.where(np.abs(turn) < _STILL, 0.0, turn)
 
     def _pauses(self, world: World) -> bool:
         """Whether it pauses now, as people do at times; never while harvesting."""
@@ -69,9 +77,14 @@ class Expert:
         return math.degrees(math.atan2(-y, distance)) - world.pitch, yaw, distance
 
     def _walk_around(self, world: World, pressed: set[str], *, hidden: bool) -> None:
-        """Step aside if something is in the way, or hides a target that is near enough."""
+        """Step aside if something is in the way, or hides a target that is near enough.
+
+        Where the expert only says what it would do, a player that stands may simply not have walked: only after it did
+        what the expert had said does this mean that something is in the way.
+        """
         moved = float(np.abs(world.position - self._before).max())
-        stood = hidden or ("forward" in pressed and moved < _STUCK_M)
+        followed = world.pressed == self._said
+        stood = hidden or (followed and "forward" in pressed and moved < _STUCK_M)
         self._stood = self._stood + 1 if stood else 0
         self._before = world.position.copy()
         if self._stood >= _STUCK_TICKS and self._aside == 0:
@@ -90,7 +103,3 @@ def _target(world: World) -> Box:
         return round(math.hypot(x, z), 3), abs(y)
 
     return min(world.targets(), key=effort)
-
-
-def _action(pressed: set[str], turn: Any) -> dict[str, Any]:
-    return {**{name: int(name in pressed) for name in BUTTONS}, "camera": degrees_of(quantize(turn))}

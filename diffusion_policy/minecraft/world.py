@@ -86,6 +86,7 @@ class World:
         boxes: all things.
         position: (3,) of the player's feet.
         yaw, pitch: where it looks, in degrees.
+        pressed: buttons that were down in the last tick.
         progress: ticks for which the right button was held on one target.
         done: whether the target was harvested.
         ticks: that have passed.
@@ -96,6 +97,7 @@ class World:
     position: Array
     yaw: float
     pitch: float = 0.0
+    pressed: frozenset[str] = frozenset()
     progress: int = 0
     done: bool = False
     ticks: int = 0
@@ -136,6 +138,7 @@ class World:
             turn: (2,) pitch and yaw, degrees.
         """
         self.ticks += 1
+        self.pressed = frozenset(pressed)
         self.pitch = float(np.clip(self.pitch + turn[0], -90.0, 90.0))
         self.yaw = float((self.yaw + turn[1] + 180.0) % 360.0 - 180.0)
         self._walk(pressed)

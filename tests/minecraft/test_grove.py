@@ -58,6 +58,34 @@ def test_the_expert_gets_past_what_it_slides_along_and_what_hides_its_target(epi
     assert world.done
 
 
+@pytest.mark.parametrize("distance", [2.0, 2.4, 3.0, 3.4, 3.8, 4.2])
+def test_who_stands_and_harvests_is_told_to_go_on_and_never_to_step_aside(distance: float):
+    """As a label: the expert walks up while it harvests, but a policy that does not is not stuck."""
+    world = draw_world(TASKS["log"], np.random.default_rng(5))
+    log = (world.targets()[1].low + world.targets()[1].high) / 2
+    world.position, world.yaw = np.array([log[0], 0.0, log[2] - distance]), 0.0
+    expert = Expert(np.random.default_rng(0), 0.0)
+    world.step({"attack"}, np.zeros(2))
+    while not world.done:
+        assert world.progress > 0, "the test aims at the log"
+        said = {name for name, pressed in expert.act(world).items() if name in BUTTONS and pressed}
+        assert "attack" in said
+        assert not said & {"left", "right"}
+        world.step({"attack"}, np.zeros(2))
+
+
+def test_who_walks_and_does_not_move_is_told_to_step_aside():
+    world, expert = draw_world(TASKS["log"], np.random.default_rng(5)), Expert(np.random.default_rng(0), 0.0)
+    said: list[frozenset[str]] = []
+    held = world.position.copy()
+    while world.ticks < 60:
+        action = expert.act(world)
+        said.append(frozenset(name for name in BUTTONS if action[name]))
+        world.step(said[-1], action["camera"])
+        world.position = held.copy()
+    assert any(pressed & {"left", "right"} for pressed in said)
+
+
 @tasks
 @spaces
 def test_equal_seeds_give_equal_episodes_and_other_seeds_others(task: str, kind: str):
