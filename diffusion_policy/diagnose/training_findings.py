@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,7 @@ LOWEST_RATE, HIGHEST_RATE = 1e-6, 1e-3
 # Predicting nothing for noise of variance 1 has a loss of 1; weights that know the task reach a few hundredths.
 KNOWS_NOTHING = 0.7
 FEW_UPDATES = 500
+USUAL_EPOCHS = 200
 # The loss has fallen if the last tenth of it is below this share of the first tenth.
 FALLEN = 0.9
 # An average whose loss is this many times that of the live weights does not follow them.
@@ -145,9 +148,15 @@ def few_updates(planned: Planned) -> Finding | None:
         return None
     if updates < FEW_UPDATES:
         evidence = f"about {updates} updates in all: too few to learn from"
-        again = config.again("training.num_epochs=200")
+        again = config.again(_enough_epochs(config.epochs, updates))
         return Finding("few-updates", "warning", evidence, "train longer", again, config.name)
     return ok("few-updates", f"about {updates} updates", config.name)
+
+
+def _enough_epochs(epochs: Any, updates: int) -> str:
+    """The setting with which a run of so many epochs and updates makes enough updates; 200 epochs at least."""
+    needed = math.ceil(epochs * FEW_UPDATES / updates) if isinstance(epochs, int) and updates else 0
+    return f"training.num_epochs={max(USUAL_EPOCHS, needed)}"
 
 
 def held_out(planned: Planned) -> Finding:
@@ -262,7 +271,7 @@ def enough_updates(run: RunFolder) -> Finding | None:
         return None
     if run.updates < FEW_UPDATES:
         evidence = f"only {run.updates} updates"
-        again = run.resumed("training.num_epochs=200")
+        again = run.resumed(_enough_epochs(run.flat_config().get("training.num_epochs"), run.updates))
         return Finding("few-updates", "warning", evidence, "train longer", again, run.name)
     return ok("few-updates", f"{run.updates} updates", run.name)
 

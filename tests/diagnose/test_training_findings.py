@@ -86,6 +86,16 @@ def test_trouble_in_a_config_is_found(code: str, severity: str, changes: dict[st
     assert set(troubled(found)) <= {code}
 
 
+@pytest.mark.parametrize(("epochs", "n_steps", "enough"), [(2, 2000, 200), (200, 10, 500), (400, 10, 500)])
+def test_few_updates_are_cured_by_as_many_epochs_as_it_takes(epochs: int, n_steps: int, enough: int) -> None:
+    """Never fewer than there were."""
+    few, dataset = replace(CONFIG, epochs=epochs, warm_up=10), replace(DATASET, lengths=(n_steps,))
+    finding = only(config_findings(few, dataset), "few-updates")
+    assert finding.command is not None
+    assert finding.command.endswith(f"training.num_epochs={enough}")
+    assert only(config_findings(replace(few, epochs=enough), dataset), "few-updates").severity == "ok"
+
+
 def test_a_config_beside_a_narrower_dataset() -> None:
     finding = only(config_findings(CONFIG, replace(DATASET, action_names=POSE_SPEC.action_names)), "config-action")
     assert "size mismatch" in finding.evidence

@@ -345,7 +345,7 @@ def test_a_run_is_gone_on_with_by_the_command_that_made_it(
     assert report["next_command"].count("training.num_epochs") == report["next_command"].count("hydra.run.dir") == 1
     composed = assert_composes(repository, report["next_command"])
     assert composed is not None
-    assert composed.training.num_epochs == 200
+    assert composed.training.num_epochs == 500  # 100 epochs made 100 updates
 
 
 def test_weights_that_were_asked_for_and_not_loaded(tmp_path: Path, sound: Sound, doctor: Doctor) -> None:
