@@ -34,12 +34,12 @@ class Expert:
         self._pause, self._aside, self._stood = 0, 0, 0
         self._side = "left"
         self._before = np.full(3, np.nan)
-        self._said: frozenset[str] = frozenset()
+        self._answered: frozenset[str] = frozenset()
 
     def act(self, world: World) -> dict[str, Any]:
         """The action for the current state: all buttons, and the camera (2,) in degrees."""
         pressed, turn = self._decide(world)
-        self._said = frozenset(pressed)
+        self._answered = frozenset(pressed)
         return {**{name: int(name in pressed) for name in BUTTONS}, "camera": degrees_of(quantize(turn))}
 
     def _decide(self, world: World) -> tuple[set[str], Any]:
@@ -80,10 +80,10 @@ class Expert:
         """Step aside if something is in the way, or hides a target that is near enough.
 
         Where the expert only says what it would do, a player that stands may simply not have walked: only after it did
-        what the expert had said does this mean that something is in the way.
+        what the expert would have done does this mean that something is in the way.
         """
         moved = float(np.abs(world.position - self._before).max())
-        followed = world.pressed == self._said
+        followed = world.pressed == self._answered
         stood = hidden or (followed and "forward" in pressed and moved < _STUCK_M)
         self._stood = self._stood + 1 if stood else 0
         self._before = world.position.copy()
