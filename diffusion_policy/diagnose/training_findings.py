@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -24,8 +23,7 @@ from diffusion_policy.training_config import RATES
 LOWEST_RATE, HIGHEST_RATE = 1e-6, 1e-3
 # Predicting nothing for noise of variance 1 has a loss of 1; weights that know the task reach a few hundredths.
 KNOWS_NOTHING = 0.7
-FEW_UPDATES = 500
-USUAL_EPOCHS = 200
+FEW_UPDATES, USUAL_EPOCHS = 500, 200
 # The loss has fallen if the last tenth of it is below this share of the first tenth.
 FALLEN = 0.9
 # An average whose loss is this many times that of the live weights does not follow them.
@@ -153,10 +151,10 @@ def few_updates(planned: Planned) -> Finding | None:
     return ok("few-updates", f"about {updates} updates", config.name)
 
 
-def _enough_epochs(epochs: Any, updates: int) -> str:
+def _enough_epochs(epochs: object, updates: int) -> str:
     """The setting with which a run of so many epochs and updates makes enough updates; 200 epochs at least."""
-    needed = math.ceil(epochs * FEW_UPDATES / updates) if isinstance(epochs, int) and updates else 0
-    return f"training.num_epochs={max(USUAL_EPOCHS, needed)}"
+    known = epochs if isinstance(epochs, int) else 0
+    return f"training.num_epochs={max(USUAL_EPOCHS, math.ceil(known * FEW_UPDATES / max(updates, 1)))}"
 
 
 def held_out(planned: Planned) -> Finding:
