@@ -15,6 +15,7 @@ import difflib
 import inspect
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from diffusion_policy import safe_pickle
 from diffusion_policy.commands import command
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.hub import address_of, local_copy
+from diffusion_policy.model.shapes_only import shapes_only
 from diffusion_policy.policy import SCHEDULER_PATHS
 from diffusion_policy.policy.registry import POLICY_TARGETS, described_weights, policy_class, with_a_place
 from diffusion_policy.resolvers import check_interpolations, register_resolvers
@@ -48,7 +50,6 @@ ACTION_SCALE = f"{NORMALIZER}params_dict.action.scale"
 SCHEDULER_TARGETS = tuple(SCHEDULER_PATHS[name] for name in ("ddpm", "ddim", "dpm-solver++"))
 # Sizes that would take much time or memory before any tensor could be compared with the file.
 LARGEST = {"num_train_timesteps": 100_000, "num_inference_steps": 100_000, "n_layer": 1000, "n_cond_layers": 1000}
-
 
 JITTER_NOTE = (
     "the public predecessor reads this setting but never applied the jitter: its policies were trained without it. "
@@ -279,15 +280,20 @@ def write_checkpoint(
         raise CheckpointError(str(error)) from error
 
 
-def build_policy(cfg: DictConfig | Mapping[str, Any]) -> PolicyModule:
+def build_policy(cfg: DictConfig | Mapping[str, Any], *, values: bool = True) -> PolicyModule:
     """The policy that `cfg.policy` describes, with fresh weights and an empty normalizer.
+
+    Args:
+        cfg: its config.
+        values: False for a policy that has names and shapes only; see `shapes_only`.
 
     Raises:
         CheckpointError: a class that is neither in the registry nor a listed sampler, an option that the class does not
             have (with the closest one), a missing option, or invalid values.
     """
     kind, options = _policy_options(cfg)
-    return _constructed(kind, options)
+    with nullcontext() if values else shapes_only():
+        return _constructed(kind, options)
 
 
 def load_policy(
@@ -309,7 +315,7 @@ def load_policy(
     state = checkpoint.state_dict(which)
     kind, options = _policy_options(checkpoint.cfg)
     find_step_spec(checkpoint.cfg)
-    with torch.device("meta"):  # so that an absurd size in the config takes no memory
+    with shapes_only():  # so that an absurd size in the config takes no memory
         expected = _constructed(kind, options).state_dict()
     state = with_a_place(state, policy_class(checkpoint.cfg.policy._target_).tensors)
     _check_fit(state, expected, f"{checkpoint.path}, {which}")

@@ -100,7 +100,7 @@ def link_environment(target: Path) -> None:
     (target / "bin" / "python").symlink_to(warm_process.python())
     script = (source / "bin" / "activate").read_text()
     (target / "bin" / "activate").write_text(
-        re.sub(r"^( *VIRTUAL_ENV=).*", rf"\g<1>{target}", script, flags=re.MULTILINE)
+        re.sub(r"^( *(?:export )?VIRTUAL_ENV=).*", rf"\g<1>{target}", script, flags=re.MULTILINE)
     )
 
 

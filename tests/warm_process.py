@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 statuses: list[int] = []  # exit status of a copy of this process, once known
-LOADED = (  # what most commands load
+LOADED = (  # what most commands load, also when they are at work: torch's optimizers load its compiler
     "diffusion_policy.adapt.files",
     "diffusion_policy.closed_loop.evaluation",
     "diffusion_policy.convert",
@@ -35,9 +35,14 @@ LOADED = (  # what most commands load
     "diffusion_policy.report.report_page",
     "diffusion_policy.serve.server",
     "diffusion_policy.sim.recorder",
+    "diffusion_policy.sim.tabletop",
     "diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace",
     "hydra.main",
+    "matplotlib.figure",
     "multiprocessing.spawn",
+    "rich.progress",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
 )
 
 

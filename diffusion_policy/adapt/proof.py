@@ -187,9 +187,8 @@ def _policy(cfg: DictConfig, state: Mapping[str, Tensor]) -> PolicyModule:
     fixed = copy.deepcopy(cfg)
     with open_dict(fixed):
         fixed.policy.eval_fixed_crop = True  # random crops of the two policies would differ
-    # Built on the meta device, then given the memory-mapped tensors: no initialization, no second copy.
-    with torch.device("meta"):
-        policy = build_policy(fixed)
+    # Built without values, then given the memory-mapped tensors: no initialization, no second copy.
+    policy = build_policy(fixed, values=False)
     policy.load_state_dict(dict(state), assign=True)
     assert not any(tensor.is_meta for tensor in (*policy.parameters(), *policy.buffers()))
     policy.eval()

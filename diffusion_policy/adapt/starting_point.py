@@ -60,8 +60,7 @@ def plan_pretrained(path: Path, cfg: DictConfig) -> Ledger:
         CheckpointError: the config's policy cannot be built.
     """
     _, chosen = _checked(path, cfg)
-    with torch.device("meta"):  # names and shapes only
-        state = build_policy(cfg).state_dict()
+    state = build_policy(cfg, values=False).state_dict()
     parts = ("model", "ema_model") if cfg.training.use_ema else ("model",)
     return plan_inheritance(chosen, dict.fromkeys(parts, state), **_inherit_options(cfg)).ledger
 

@@ -89,14 +89,13 @@ def target_from_config(
     buffer = None if dataset is None else ReplayBuffer.open(dataset, gripper_scale=parse_scales(gripper_scale))
     entries, measured = _normalizer_entries(spec, buffer)
 
-    def build() -> dict[str, Tensor]:
+    def build(*, values: bool = True) -> dict[str, Tensor]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            state = build_policy(cfg).state_dict()
+            state = build_policy(cfg, values=values).state_dict()
         return {**{key: tensor for key, tensor in state.items() if not key.startswith(NORMALIZER)}, **entries}
 
-    with torch.device("meta"):
-        infos = describe_state(build())
+    infos = describe_state(build(values=False))
     return Target(name, infos, policy_axes(cfg), build, cfg, buffer.where if buffer else "", measured)
 
 

@@ -64,8 +64,7 @@ def disk_need(config: DictConfig | None, run: RunFolder | None) -> DiskNeed | No
 def checkpoint_size(config: DictConfig) -> int | None:
     """Returns the bytes of a checkpoint that this config's training writes; None if its policy is not one of ours."""
     try:
-        with torch.device("meta"):  # only its size; no memory is allocated
-            policy = build_policy(config)
+        policy = build_policy(config, values=False)
         averaged = OmegaConf.select(config, "training.use_ema", default=True)
     except (CheckpointError, OmegaConfBaseException):
         return None

@@ -146,15 +146,14 @@ def few_updates(planned: Planned) -> Finding | None:
         return None
     if updates < FEW_UPDATES:
         evidence = f"about {updates} updates in all: too few to learn from"
-        again = config.again(_enough_epochs(config.epochs, updates))
+        again = config.again(f"training.num_epochs={_enough_epochs(config.epochs, updates)}")
         return Finding("few-updates", "warning", evidence, "train longer", again, config.name)
     return ok("few-updates", f"about {updates} updates", config.name)
 
 
-def _enough_epochs(epochs: object, updates: int) -> str:
-    """The setting with which a run of so many epochs and updates makes enough updates; 200 epochs at least."""
-    known = epochs if isinstance(epochs, int) else 0
-    return f"training.num_epochs={max(USUAL_EPOCHS, math.ceil(known * FEW_UPDATES / max(updates, 1)))}"
+def _enough_epochs(epochs: int | None, updates: int) -> int:
+    """How long to train if so many epochs made so few updates; 200 epochs at least."""
+    return max(USUAL_EPOCHS, math.ceil((epochs or 0) * FEW_UPDATES / max(updates, 1)))
 
 
 def held_out(planned: Planned) -> Finding:
@@ -269,7 +268,7 @@ def enough_updates(run: RunFolder) -> Finding | None:
         return None
     if run.updates < FEW_UPDATES:
         evidence = f"only {run.updates} updates"
-        again = run.resumed(_enough_epochs(run.flat_config().get("training.num_epochs"), run.updates))
+        again = run.resumed(f"training.num_epochs={_enough_epochs(run.planned_epochs, run.updates)}")
         return Finding("few-updates", "warning", evidence, "train longer", again, run.name)
     return ok("few-updates", f"{run.updates} updates", run.name)
 

@@ -56,7 +56,8 @@ class Expert:
             pressed.add(world.task.button)
             if world.progress:  # no turns: any turn could move the aim off the block
                 turn = turn * (world.task.target == "sheep")
-        if abs(yaw) < _AHEAD and distance > near:
+        stands = world.progress and "forward" not in world.pressed  # and harvests: to walk could move the aim, too
+        if abs(yaw) < _AHEAD and distance > near and not stands:
             pressed |= {"forward", "sprint"} if distance > _SPRINTS_FROM else {"forward"}
         hidden = distance <= near and aimed is not None and aimed.material != world.task.target
         self._walk_around(world, pressed, hidden=hidden and max(abs(pitch), abs(yaw)) < 1.0)

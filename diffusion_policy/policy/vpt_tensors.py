@@ -71,8 +71,8 @@ def identity_normalizer(spec: StepSpec) -> LinearNormalizer:
     """The normalizer of a policy that has seen no data: nothing is scaled."""
     normalizer = LinearNormalizer()
     for key, width in ((spec.rgb[0].key, 1), ("action", spec.action_dim)):
-        one = torch.ones(width)
-        normalizer[key] = identity({"min": -one, "max": one, "mean": 0 * one, "std": one})
+        numbers = {"min": -1.0, "max": 1.0, "mean": 0.0, "std": 1.0}
+        normalizer[key] = identity({name: torch.full((width,), number) for name, number in numbers.items()})
     return normalizer
 
 

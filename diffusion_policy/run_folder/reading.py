@@ -106,6 +106,12 @@ class RunFolder:
         """Updates made."""
         return int(self.metrics[-1].get("global_step", 0)) if self.metrics else 0
 
+    @property
+    def planned_epochs(self) -> int | None:
+        """Epochs that the config asks for; None if it does not say."""
+        epochs = self.flat_config().get("training.num_epochs")
+        return epochs if isinstance(epochs, int) else None
+
     def curve(self, key: str) -> Curve:
         """Returns (update, value) of one figure where it was finite."""
         return [

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -96,8 +95,7 @@ class PolicyDefinition:
         """Names and shapes of the policy's state_dict; ConstructionError with the constructor's message."""
         try:
             cfg = _resolved(config)
-            with torch.device("meta"):
-                policy = build_policy(cfg)
+            policy = build_policy(cfg, values=False)
         except (WorkspaceError, TypeError, ValueError, AssertionError, RuntimeError) as error:
             raise ConstructionError(f"the policy refuses this config: {error}", "") from error
         return {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()} | _normalizer(policy.spec)

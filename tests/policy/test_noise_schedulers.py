@@ -37,7 +37,7 @@ def comparable(scheduler):
     return {name: sorted(value) if name == "_use_default_values" else value for name, value in scheduler.config.items()}
 
 
-def test_a_policy_is_built_and_sampled_without_loading_a_compiler_or_statistics():
+def test_sampler_and_engine_are_imported_without_a_compiler_or_statistics():
     program = (
         "import sys; from diffusion_policy.policy import sampler; from diffusion_policy.serve import engine;"
         "sys.exit(sorted({'torch._dynamo', 'scipy.stats'} & set(sys.modules)) or None)"

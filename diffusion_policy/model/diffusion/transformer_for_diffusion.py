@@ -110,11 +110,10 @@ class TransformerForDiffusion(PlacedModule):
         self.memory_mask: Tensor | None
         mask = memory_mask = None
         if self.causal_attn:
-            mask = torch.full((tokens, tokens), -torch.inf).triu(diagonal=1)
+            mask = _additive_mask(tokens, tokens, last=0)
             if self.obs_as_cond:
                 # Condition token s is the time for s = 0, then observation step s - 1.
-                allowed = torch.arange(tokens)[:, None] >= torch.arange(cond_tokens)[None, :] - 1
-                memory_mask = torch.zeros(tokens, cond_tokens).masked_fill(~allowed, -torch.inf)
+                memory_mask = _additive_mask(tokens, cond_tokens, last=1)
         self.register_buffer("mask", mask)
         self.register_buffer("memory_mask", memory_mask)
 
@@ -218,3 +217,11 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.normal_(module.pos_emb, std=0.02)
         if module.cond_pos_emb is not None:
             nn.init.normal_(module.cond_pos_emb, std=0.02)
+
+
+def _additive_mask(tokens: int, seen: int, *, last: int) -> Tensor:
+    """(tokens, seen): 0 where token t may look at token s <= t + last, else -inf."""
+    mask = torch.zeros(tokens, seen)
+    if mask.is_meta:  # of a module that is built for its shapes alone
+        return mask
+    return mask.masked_fill(torch.arange(seen) > torch.arange(tokens)[:, None] + last, -torch.inf)

@@ -49,7 +49,7 @@ class WindowedAttention(nn.Module):
         self.k_layer = nn.Linear(features, features, bias=False)
         self.v_layer = nn.Linear(features, features, bias=False)
         self.proj_layer = nn.Linear(features, features)
-        self.b_nd = nn.Parameter(0.2 * torch.randn(RELATIVE_BASES, window))
+        self.b_nd = nn.Parameter(nn.init.normal_(torch.empty(RELATIVE_BASES, window), std=0.2))
         self.r_layer = nn.Linear(features, RELATIVE_BASES * heads)
 
     def forward(self, features: Tensor, first: Tensor, memory: Memory) -> tuple[Tensor, Memory]:

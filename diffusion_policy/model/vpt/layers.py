@@ -117,6 +117,8 @@ class ImageProcess(nn.Module):
 def set_row_norms(layer: nn.Linear | nn.Conv2d, norm: float) -> None:
     """Scale each output unit's weights to this L2 norm, and set its bias to 0."""
     weight = layer.weight
+    if weight.is_meta:  # of a module that is built for its shapes alone
+        return
     weight *= norm / weight.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.ndim - 1))
     if layer.bias is not None:
         layer.bias.zero_()
