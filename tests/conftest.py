@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import warm_process
-from parsed_once import parse_interpolations_once
+from parsed_once import parse_configs_once
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IN_MEMORY = Path("/dev/shm")
@@ -85,7 +85,7 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def no_parsing_of_the_same() -> None:
     """Resolving a config takes an eighth of the time."""
-    parse_interpolations_once()
+    parse_configs_once()
 
 
 def pytest_collection_finish() -> None:

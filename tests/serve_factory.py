@@ -178,16 +178,16 @@ class PublicClient(OldClient):
 
     def run(self, messages: Iterable[Mapping[str, Any]], period: float, patience: float = 5.0) -> None:
         """Sends one every ``period`` seconds, then checks until there is a reply for each, or a timeout."""
-        count = 0
+        expected = len(self.replies)
         for message in messages:
             self.send_once(message)
-            count += 1
+            expected += 1
             begun = time.monotonic()
             while time.monotonic() - begun < period:
                 self.poll()
                 time.sleep(0.002)
         begun = time.monotonic()
-        while len(self.replies) < count and time.monotonic() - begun < patience:
+        while len(self.replies) < expected and time.monotonic() - begun < patience:
             self.poll()
             time.sleep(0.002)
 

@@ -5,24 +5,37 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from diffusion_policy.moved import MOVED, present_name
 
+PAIRS = [(f"diffusion_policy.{old}", f"diffusion_policy.{new}") for old, new in MOVED.items()]
 
-@pytest.mark.parametrize("order", ["former first", "present first"])
-def test_a_former_name_gives_the_present_module(order: str) -> None:
-    pairs = [(f"diffusion_policy.{old}", f"diffusion_policy.{new}") for old, new in MOVED.items()]
-    program = f"""
-import importlib, sys, warnings
-warnings.simplefilter("ignore", DeprecationWarning)
-for former, present in {pairs!r}:
-    names = (former, present) if {order == "former first"} else (present, former)
-    modules = [importlib.import_module(name) for name in names]
-    assert modules[0] is modules[1], names
-    assert modules[0].__name__ == present and modules[0].__spec__.name == present, modules[0].__spec__
-"""
+
+def assert_one_module(former: str, present: str, *, former_first: bool) -> None:
+    names = (former, present) if former_first else (present, former)
+    first, second = (importlib.import_module(name) for name in names)
+    assert first is second, names
+    assert first.__spec__ is not None
+    assert first.__name__ == first.__spec__.name == present
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_former_name_gives_the_present_module() -> None:
+    for former, present in PAIRS:
+        assert_one_module(former, present, former_first=False)
+
+
+def test_a_former_name_that_comes_first_gives_the_present_module() -> None:
+    """In a process that has imported nothing yet."""
+    program = (
+        f"import sys, warnings; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "warnings.simplefilter('ignore', DeprecationWarning)\n"
+        "from test_moved import PAIRS, assert_one_module\n"
+        "for former, present in PAIRS: assert_one_module(former, present, former_first=True)"
+    )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
 

@@ -182,11 +182,11 @@ def start_warm(program: str) -> None:
 def look_at_configs() -> None:
     """Composes the config that most commands compose, so that its grammar, files and interpolations are known."""
     from omegaconf import OmegaConf
-    from parsed_once import parse_interpolations_once
+    from parsed_once import parse_configs_once
 
     from diffusion_policy.training_config import compose_training
 
-    parse_interpolations_once()
+    parse_configs_once()
     OmegaConf.to_container(compose_training(overrides=["training.seed=0"]), resolve=True)
 
 
