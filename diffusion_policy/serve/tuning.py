@@ -293,6 +293,8 @@ def tune(
     if not 0 < tolerance_s < math.inf:
         raise WorkspaceError(f"the tolerance of gripper events is {tolerance_s} s; expected a positive number")
     recorded, opened = open_recorded(checkpoint, zarr_path, settings.device, settings.weights, gripper_scale)
+    if stride > (longest := recorded.policy.sequence_length - recorded.policy.first_executed):
+        raise WorkspaceError(f"the stride is {stride}; the policy predicts {longest} steps from now on")
     choice = choose_episodes(recorded.buffer, opened, episodes)
     chosen, left_out = _possible(candidates, recorded.policy, settings, stride)
     requests = RecordedRequests(recorded, choice.numbers, recorded.policy.n_obs_steps, stride, hz)
