@@ -19,9 +19,10 @@ def made_once(write: Callable[Concatenate[Path, Options], Path]) -> Callable[Con
     def copy(path: Path, *arguments: Options.args, **options: Options.kwargs) -> Path:
         key = (arguments, tuple(sorted(options.items())))
         if key not in made:
-            folder = tempfile.TemporaryDirectory(prefix="made_once_")
-            atexit.register(folder.cleanup)
-            made[key] = write(Path(folder.name) / "written", *arguments, **options)
+            # No TemporaryDirectory: it would end in a forked process, whose exit handlers Python 3.13 forgets.
+            folder = Path(tempfile.mkdtemp(prefix="made_once_"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            made[key] = write(folder / "written", *arguments, **options)
         return Path(shutil.copytree(made[key], path))
 
     return copy

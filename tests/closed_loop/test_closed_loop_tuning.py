@@ -70,7 +70,7 @@ def test_too_few_scenes_are_reported() -> None:
     assert "rule out" not in tuned([(FAST, "xxxx"), (SLOW, "xxxx")]).table().caption
 
 
-def test_the_door_measures_success_and_prints_settings_to_paste(
+def test_the_command_measures_success_and_prints_settings_to_paste(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main = runpy.run_path(str(repository / "scripts" / "tune_inference.py"))["main"]
@@ -108,7 +108,7 @@ def test_the_door_measures_success_and_prints_settings_to_paste(
     assert document["strategy"] == (continues or "skip")
     assert f"  steps: {engine.steps}" in printed.splitlines()
     for word, value, message in (
-        ("--stride", "99", "none remains to be continued after 99"),
+        ("--stride", "99", "the stride is 99; the policy predicts 7 steps"),
         ("--scenes", "0", "--scenes is 0"),
         ("--budget-points", "101", "expected 0 to 100"),
         ("--set", "guard.max_step=1", "guard.max_step"),
