@@ -178,9 +178,6 @@ FRESH = {"adapt.py"}
 # a simulator. The rest is exhaustive.
 IN_A_PROCESS = {*FRESH, "convert_cogact_to_zarr.py", "evaluate_closed_loop.py"}
 
-# These draw for seconds, and write what they drew as compare_runs.py and validate_gripper.py write their files.
-DRAWING = {"inspect_cogact_data.py", "verify_converted_data.py"}
-
 # Further moments; "os:replace:N" is the moment before the N-th file is put in place.
 FURTHER = {
     "adapt.py": [
@@ -375,10 +372,9 @@ def arguments_of(case: Case, bench: dict[str, Any]) -> list[str]:
 
 
 def every_case() -> list[Any]:
-    """AT_WORK and the first further moment of every script, but of DRAWING; the exhaustive ones are the rest."""
+    """Every script at work; the exhaustive ones are its further moments."""
     first = [(name, AT_WORK[name]) for name in HERE]
-    first += [(name, cases[0]) for name, cases in FURTHER.items() if name not in DRAWING]
-    rest = [(name, case) for name, cases in FURTHER.items() for case in cases[name not in DRAWING :]]
+    rest = [(name, case) for name, cases in FURTHER.items() for case in cases]
     return [*first, *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in rest)]
 
 

@@ -211,6 +211,7 @@ class RecordedArm:
         raise error
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_as_written(workplace: Path) -> None:
     commands = [command for command in readme_commands() if not command.startswith("make ") and command != ACTIVATE]
     assert any("finetune_from_7d_to_8d.py" in command for command in commands)

@@ -129,7 +129,7 @@ def test_what_a_policy_lacks_is_refused_if_named_and_reported_if_a_default(
     for name, value in (("stride", 0), ("delay_steps", -1), ("candidates", [])):
         with pytest.raises(WorkspaceError, match=r"expected [01] or more"):
             tune(served_checkpoint, recorded_zarr, **{"candidates": None, **given, name: value})
-    with pytest.raises(WorkspaceError, match="the stride is 99; the policy predicts [0-9]+ steps from now on"):
+    with pytest.raises(WorkspaceError, match=r"the stride is 99; the policy predicts [0-9]+ steps from now on"):
         tune(served_checkpoint, recorded_zarr, None, **{**given, "stride": 99})
     with pytest.raises(WorkspaceError, match="the delay is 9 steps; expected at most the "):
         tune(served_checkpoint, recorded_zarr, None, **{**given, "delay_steps": 9})

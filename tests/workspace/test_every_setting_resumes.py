@@ -57,7 +57,8 @@ FILES = [file for file in NAMED if file not in OF_OTHERS]
 # One experiment has another file's loss weights and dropout; layers' rates are groups like the ledger's.
 FURTHER_FILES = {
     *(file for file in FILES if file.startswith("experiment=") and file != "experiment=finetune_8d"),
-    "loss=gripper_events", "observation_dropout=gripper", "learning_rates=layer_decay", "task=cogact_robot_10d",
+    "loss=gripper_events", "observation_dropout=gripper", "learning_rates=layer_decay", "learning_rates=uniform",
+    "task=cogact_robot_10d",
 }  # fmt: skip
 
 # Settings that no file above sets this way: some draw random numbers, some decide who draws them and when.
