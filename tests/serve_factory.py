@@ -231,6 +231,10 @@ def parsed(step: int = 0, size: tuple[int, int] = (64, 48), pose: list[float] = 
     return Observation(images, np.array([pose] * N_OBS), np.ones((N_OBS, 1)), times)
 
 
+# A session that has ended is closed at once; without it, only after two seconds.
+SOON = "traffic.linger_s=0.1"
+
+
 def settings(tmp_path: Path | None = None, *overrides: str) -> ServeSettings:
     """Free ports, and a log only where a folder is given."""
     log = "null" if tmp_path is None else str(tmp_path)

@@ -1,6 +1,7 @@
 """The sources of the library, the scripts and `train.py` as syntax trees, each file parsed once per process."""
 
 import ast
+import gc
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -20,8 +21,16 @@ def where(path: Path) -> str:
 
 @cache
 def parsed(path: Path) -> ast.Module:
-    """The syntax tree of a file."""
-    return ast.parse(path.read_text(encoding="utf-8"))
+    """The syntax tree of a file.
+
+    Without garbage collection: a traceback that is logged when an object ends is parsed, too, for its marks, and Python
+    3.11 cannot parse while it parses.
+    """
+    gc.disable()
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    finally:
+        gc.enable()
 
 
 @cache

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from serve_factory import (
     POSE,
+    SOON,
     FakeEngine,
     OldClient,
     ServerThread,
@@ -127,7 +128,7 @@ def test_an_exception_ends_the_session_and_reveals_no_internals(tmp_path: Path) 
     def fail(observation: object) -> None:
         raise ZeroDivisionError("a detail of the server")
 
-    with ServerThread(FakeEngine(fail), settings(tmp_path)) as server, server.client() as client:
+    with ServerThread(FakeEngine(fail), settings(tmp_path, SOON)) as server, server.client() as client:
         reply = client.ask(observation_message())
         assert reply["code"] == "internal"
         assert "detail" not in reply["message"]
@@ -198,7 +199,8 @@ def test_stale_observations_are_refused_until_a_reset() -> None:
 
 
 def test_a_client_that_only_errs_is_sent_away() -> None:
-    with ServerThread(FakeEngine(), settings(None, "traffic.errors_in_a_row=3")) as server, server.client() as client:
+    chosen = settings(None, "traffic.errors_in_a_row=3", SOON)
+    with ServerThread(FakeEngine(), chosen) as server, server.client() as client:
         for _ in range(3):
             assert client.ask({"type": "?"})["code"] == "unknown_type"
         assert client.receive() is None

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import warm_process
-from serve_factory import FakeEngine, OldClient, ServerThread, observation_message, settings, wait_until
+from serve_factory import SOON, FakeEngine, OldClient, ServerThread, observation_message, settings, wait_until
 
 from diffusion_policy.serve.engine import PolicyEngine
 from diffusion_policy.serve.replay import replay
@@ -57,7 +57,7 @@ def test_nothing_is_sent_unasked_and_a_hello_is_answered() -> None:
 
 
 def test_one_robot_at_a_time() -> None:
-    with ServerThread(FakeEngine(), settings()) as server, server.client() as first:
+    with ServerThread(FakeEngine(), settings(None, SOON)) as server, server.client() as first:
         assert first.ask({"type": "reset"})["type"] == "reset_ack"
         with server.client() as second:
             assert second.ask({"type": "reset"})["code"] == "busy"

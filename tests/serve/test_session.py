@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serve_factory import POSE, FakeEngine, OldClient, ServerThread, observation_message, settings, wait_until
+from serve_factory import POSE, SOON, FakeEngine, OldClient, ServerThread, observation_message, settings, wait_until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -49,7 +49,7 @@ def test_a_message_that_outlives_its_session_takes_no_slot(tmp_path: Path) -> No
 
 
 def test_late_answers_in_a_row_end_the_session() -> None:
-    words = ["deadline_s=0.05", "traffic.errors_in_a_row=2"]
+    words = ["deadline_s=0.05", "traffic.errors_in_a_row=2", SOON]
     chosen = settings(None, *words)
     with ServerThread(FakeEngine(lambda observation: time.sleep(0.3)), chosen) as server, server.client() as client:
         assert client.ask(observation_message(0))["code"] == "late"
@@ -63,7 +63,7 @@ def test_errors_that_the_policy_s_side_finds_count_towards_the_end(code: str) ->
         return np.full((10, 8), np.nan) if code == "refused" else None
 
     changes = {"bad_image": {"images": ["", ""]}, "stale": {"timestamps": [-9.0, -8.9]}}.get(code, {})
-    chosen = settings(None, "traffic.errors_in_a_row=3")
+    chosen = settings(None, "traffic.errors_in_a_row=3", SOON)
     with ServerThread(FakeEngine(broken), chosen) as server, server.client() as client:
         client.ask(observation_message())
         errors = 3 - (code == "refused")
@@ -110,7 +110,7 @@ def test_a_reply_that_cannot_be_encoded_is_an_error_and_no_silence() -> None:
         def describe(self) -> dict[str, object]:
             return {"epoch": object()}
 
-    with ServerThread(Talkative(), settings(None, "websocket_port=0")) as server:
+    with ServerThread(Talkative(), settings(None, "websocket_port=0", SOON)) as server:
         with server.client() as client:
             assert client.ask({"type": "hello"})["code"] == "internal"
             assert client.receive() is None
