@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Of tests, for two cores: many tests wait for other processes.
-PROCESSES ?= 4
+PROCESSES ?= 3
 
 .PHONY: setup demo test test-exhaustive lint bench client-wheel clean help
 .DEFAULT_GOAL := help

@@ -13,7 +13,8 @@ import warm_process
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.slow
+# The README's recipe takes the same way by default, and CI runs these too.
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 
 def run(*words: object, expect: int | None = 0) -> str:
@@ -55,7 +56,6 @@ def test_made_recordings_to_verdict_and_rollout(tmp_path: Path) -> None:
     assert len(list((work / "rollouts").glob("*.mp4"))) == 1
 
 
-@pytest.mark.exhaustive  # the path is the demo's; each stage has its own tests on real recordings
 def test_real_recordings_and_a_real_checkpoint(shared_data: Path, reference_checkpoint: Path, tmp_path: Path) -> None:
     dataset, grown, tuned = tmp_path / "real.zarr", tmp_path / "grown.ckpt", tmp_path / "tuned"
     recordings = shared_data / "real_trajectories"

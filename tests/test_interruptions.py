@@ -170,6 +170,8 @@ OWN = {
     "demo.py", "demo_vpt.py", "dagger.py", "pretrain_demo_policy.py", "pretrain_demo_vpt.py",
     "serve.py", "train.py", "check_parity.py", "run_robot.py",
 }  # fmt: skip
+# They are interrupted as others are: recipes as demo.py, launchers as train_cogact_finetune.sh.
+TWINS = {"demo_vpt.py", "pretrain_demo_policy.py", "pretrain_demo_vpt.py", "run_dagger_iteration.sh"}
 HERE = [name for name in AT_WORK if name not in OWN and name.endswith(".py")]
 # This one starts a new interpreter; the others, and what they start, are copies of a process that has everything
 # loaded.
@@ -328,8 +330,8 @@ def write_vpt(path: Path) -> Path:
 
 
 def every_script() -> list[Any]:
-    """Cases that `test_the_printed_command_does_the_rest` interrupts at the same moment are exhaustive."""
-    rest = set(HERE) - IN_A_PROCESS
+    """Exhaustive: those that `test_the_printed_command_does_the_rest` interrupts at the same moment, and twins."""
+    rest = (set(HERE) - IN_A_PROCESS) | TWINS
     return [pytest.param(path, marks=[pytest.mark.exhaustive] * (path.name in rest)) for path in SCRIPTS]
 
 

@@ -76,7 +76,13 @@ def words_of(folder: Path, name: str, *overrides: str) -> list[str]:
     return [f"--config-dir={folder}", "--config-name", name, *overrides]
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != OLDER_LAYOUT])
+def trained() -> list[Any]:
+    """Configs that train: the first one by default, the others exhaustively."""
+    first, *rest = (name for name in CONFIGS if name != OLDER_LAYOUT)
+    return [first, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in rest)]
+
+
+@pytest.mark.parametrize("name", trained())
 def test_each_trains_two_updates(
     folder: Path, dataset: Path, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

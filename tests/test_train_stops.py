@@ -109,6 +109,7 @@ def all_below(pid):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # another signal than in the tests above
 def test_a_terminal_that_is_closed_saves(dataset, tmp_path):
     child, terminal = pty.fork()
     if child == 0:  # as a shell's foreground job

@@ -83,6 +83,7 @@ def served(words: list[str], folder: Path, port: int) -> subprocess.Popen[bytes]
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # each stage of it has tests with two cameras by default
 def test_the_walk_of_two_cameras(workplace: Path, repository: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

@@ -268,7 +268,7 @@ def pulled(pretrained: Path) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("at", [3, 5])
+@pytest.mark.parametrize("at", [3, pytest.param(5, marks=pytest.mark.exhaustive)])
 def test_a_run_that_ends_within_an_epoch_continues_as_if_nothing_had_happened(
     at: int, dataset: Path, pretrained: Path, straight: Path, tmp_path: Path
 ) -> None:

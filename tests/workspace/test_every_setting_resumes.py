@@ -139,6 +139,7 @@ CASES = {
     ),
 }
 FURTHER = (
+    "dropout by its older name, with workers",
     "kept in memory, few episodes, tasks by weight, another seed",
     "relative to the current pose, kept in memory",
     "kept on the device, in their order",
