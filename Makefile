@@ -4,8 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Of tests, for two cores: many tests wait for other processes.
-PROCESSES ?= 3
 
 .PHONY: setup demo test test-exhaustive lint bench client-wheel clean help
 .DEFAULT_GOAL := help
@@ -38,10 +36,10 @@ test test-exhaustive: export PYTHONDONTWRITEBYTECODE =
 test test-exhaustive: export OMP_NUM_THREADS = 1
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-exhaustive: $(READY)
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m exhaustive
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m exhaustive
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -88,12 +88,6 @@ def no_parsing_of_the_same() -> None:
     parse_configs_once()
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests come first, so that no process is left with one of them at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
 def pytest_collection_finish() -> None:
     """Exempts tests and modules from garbage collection, since they live to the end, and makes it rarer.
 
