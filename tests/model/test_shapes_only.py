@@ -44,7 +44,7 @@ def test_every_initialization_is_left_out() -> None:
 
 
 def test_it_loads_neither_a_compiler_nor_statistics() -> None:
-    """Which would be a second of every command that reads a checkpoint."""
+    """Which would be a second of every command that builds a policy."""
     program = (
         "import sys; from diffusion_policy.checkpoint import build_policy\n"
         "from diffusion_policy.training_config import compose_training\n"
