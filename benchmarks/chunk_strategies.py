@@ -32,7 +32,7 @@ from diffusion_policy.adapt.pose_to_gripper import grow_7d_to_8d
 from diffusion_policy.closed_loop.loop_rollout import LoopConditions, LoopEpisode, roll_out_in_loop
 from diffusion_policy.closed_loop.server_actor import ServerActor, serve_settings, served
 from diffusion_policy.closed_loop.simulated_arm import SimulatedArm
-from diffusion_policy.command_line import positive_number
+from diffusion_policy.command_line import positive_number, whole_number
 from diffusion_policy.env_runner.simulator import Simulator
 from diffusion_policy.errors import WorkspaceError
 from diffusion_policy.installation import CONFIG, PRETRAINED
@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--jitter", type=float, default=150, metavar="MS", help="jitter at the middle latency; 0 for none"
     )
-    parser.add_argument("--smoothing", type=int, default=0, metavar="N", help="passes of the loop's filter")
+    parser.add_argument("--smoothing", type=whole_number, default=0, metavar="N", help="passes of the loop's filter")
     parser.add_argument("--referee", choices=("physics", "kinematic"), default="physics")
     parser.add_argument(
         "--episodes", type=Path, metavar="OUT.jsonl", help="file with a line per episode; existing ones are kept"

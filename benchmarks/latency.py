@@ -43,7 +43,7 @@ from recordings import scene  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_policy.command_line import positive_number
+from diffusion_policy.command_line import positive_number, whole_number
 from diffusion_policy.cpu import CpuTimes, usable_cores
 from diffusion_policy.geometry import geodesic_distance
 from diffusion_policy.model.cpu.arithmetic import multiplies_bf16
@@ -322,7 +322,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=positive_number, default=10, help="DDIM steps")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="OUT")
-    parser.add_argument("--busy", type=int, nargs="?", const=0, metavar="N", help="measure next to N busy processes")
+    parser.add_argument(
+        "--busy", type=whole_number, nargs="?", const=0, metavar="N", help="measure next to N busy processes"
+    )
     arguments = parser.parse_args(argv)
     device, load = torch.device(arguments.device), os.getloadavg()[0]
     if arguments.busy is not None:

@@ -47,7 +47,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_policy.checkpoint import build_policy
-from diffusion_policy.command_line import positive_number
+from diffusion_policy.command_line import positive_number, whole_number
 from diffusion_policy.cpu import choose_threads, usable_cores
 from diffusion_policy.host_memory import MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory, set_malloc
 from diffusion_policy.resolvers import register_resolvers
@@ -448,7 +448,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--saving", action="store_true", help="measure checkpoints instead")
     parser.add_argument("--learning", action="store_true", help="compare what is learned instead")
     parser.add_argument(
-        "--busy", type=int, nargs="?", const=0, metavar="N", help="measure by threads, next to N busy processes"
+        "--busy",
+        type=whole_number,
+        nargs="?",
+        const=0,
+        metavar="N",
+        help="measure by threads, next to N busy processes",
     )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)

@@ -147,26 +147,25 @@ def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(done, total, after=f"{bar.per_second:.0f}/s")
 
 
-def seed_number(word: str) -> int:
-    """A seed, as the type of an argument: random generators and environments take none below 0.
+def whole_number(word: str, least: int = 0) -> int:
+    """A whole number, as the type of an argument.
 
     Raises:
-        ArgumentTypeError: it is not a whole number, or below 0.
+        ArgumentTypeError: it is none, or below `least`.
     """
-    if not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"{word!r}; expected a whole number, 0 or more")
+    if not word.isdecimal() or int(word) < least:
+        raise argparse.ArgumentTypeError(f"{word!r}; expected a whole number, {least} or more")
     return int(word)
+
+
+def seed_number(word: str) -> int:
+    """A seed, as `whole_number`: random generators and environments take none below 0."""
+    return whole_number(word)
 
 
 def positive_number(word: str) -> int:
-    """A count, as the type of an argument.
-
-    Raises:
-        ArgumentTypeError: it is not a whole number, or below 1.
-    """
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r}; expected a whole number, 1 or more")
-    return int(word)
+    """A count, as `whole_number` of 1 or more."""
+    return whole_number(word, least=1)
 
 
 def refuse(error: WorkspaceError | OSError) -> int:
