@@ -58,7 +58,7 @@ def hub_server() -> Iterator[Hub]:
     pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed (extra 'hub')")
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     hub.address = f"http://127.0.0.1:{server.server_address[1]}"
     from huggingface_hub import constants

@@ -102,6 +102,15 @@ class ServerThread:
         self._thread.join(20)
         assert not self._thread.is_alive(), "the server did not stop"
 
+    def has_read(self) -> None:
+        """Waits until the server has read what was sent to it so far: its loop has looked at its sockets many times."""
+
+        async def look() -> None:
+            for _ in range(20):
+                await asyncio.sleep(0.002)
+
+        asyncio.run_coroutine_threadsafe(look(), self._loop).result(60)
+
     def client(self, timeout: float = 20.0) -> "OldClient":
         return OldClient(self.ports["line"], timeout)
 

@@ -127,7 +127,7 @@ AT_WORK = {
         "--workdir out --output new.ckpt", "sim.recorder:_write_frame:9", "interrupted at step 1 of 3"
     ),
     "record_grove.py": Case(
-        "--output out --task stone --episodes 2",
+        "--output out --task log --episodes 2",
         "minecraft.recorder:_record:2",
         "1 of 2 episodes are kept in out; go on with: ",
     ),
@@ -170,8 +170,12 @@ OWN = {
     "demo.py", "demo_vpt.py", "dagger.py", "pretrain_demo_policy.py", "pretrain_demo_vpt.py",
     "serve.py", "train.py", "check_parity.py", "run_robot.py",
 }  # fmt: skip
-# They are interrupted as others are: recipes as demo.py, launchers as train_cogact_finetune.sh.
-TWINS = {"demo_vpt.py", "pretrain_demo_policy.py", "pretrain_demo_vpt.py", "run_dagger_iteration.sh"}
+# They are interrupted as others are: recipes as demo.py, launchers as train_cogact_finetune.sh, recordings as
+# make_demo_trajectories.py, looking at recordings as verify_converted_data.py.
+TWINS = {
+    "demo_vpt.py", "pretrain_demo_policy.py", "pretrain_demo_vpt.py", "run_dagger_iteration.sh", "record_grove.py",
+    "inspect_cogact_data.py",
+}  # fmt: skip
 HERE = [name for name in AT_WORK if name not in OWN and name.endswith(".py")]
 # This one starts a new interpreter; the others, and what they start, are copies of a process that has everything
 # loaded.
@@ -374,10 +378,12 @@ def arguments_of(case: Case, bench: dict[str, Any]) -> list[str]:
 
 
 def every_case() -> list[Any]:
-    """Every script at work; the exhaustive ones are its further moments."""
+    """Every script at work; the exhaustive ones are twins and further moments."""
     first = [(name, AT_WORK[name]) for name in HERE]
     rest = [(name, case) for name, cases in FURTHER.items() for case in cases]
-    return [*first, *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in rest)]
+    rest += [(name, case) for name, case in first if name in TWINS]
+    marked = [pytest.param(*case, marks=pytest.mark.exhaustive) for case in rest]
+    return [*(case for case in first if case not in rest), *marked]
 
 
 @pytest.mark.parametrize(("script", "case"), every_case(), ids=lambda value: getattr(value, "at", value))

@@ -170,6 +170,9 @@ class Batches(Protocol):
     def epoch(self, epoch: int, first: int = 0, end: int | None = None) -> Iterator[Batch]:
         """The batches of that epoch from number `first` on, up to number `end`."""
 
+    def close(self) -> None:
+        """End the worker processes, if any; nothing can be read afterwards."""
+
 
 class WindowDataset(Protocol):
     """What batches are read from."""
@@ -270,6 +273,13 @@ class LoaderBatches:
         for number, (indices, share, data) in enumerate(loaded, start=first):
             yield Batch(to_device(data, self.device), indices, share, number)
 
+    def close(self) -> None:
+        """End the worker processes; nothing can be read afterwards.
+
+        Workers that garbage collection finds later are not told to end: each is waited for five seconds, then killed.
+        """
+        del self._loader
+
 
 class CachedBatches:
     """Batches gathered from tensors that hold the whole dataset, in memory or on the GPU.
@@ -303,6 +313,9 @@ class CachedBatches:
             share = process_share(len(indices), self.rank, self.world_size)
             own = torch.tensor([indices[i] for i in share] or indices[:1]).to(self._obs_rows.device)
             yield Batch(to_device(self._gather(own), self.device), indices, share, number)
+
+    def close(self) -> None:
+        """Nothing ends: this process reads."""
 
     def _gather(self, windows: Tensor) -> TensorTree:
         obs_rows, action_rows = self._obs_rows[windows], self._action_rows[windows]

@@ -61,6 +61,12 @@ class Data:
     identities: tuple[EpisodeIdentity, ...]
     in_sequences: bool = False
 
+    def close(self) -> None:
+        """End the worker processes that read batches; no batch can be read afterwards."""
+        for batches in (self.train, self.validation):
+            if batches is not None:
+                batches.close()
+
     def figures(self) -> dict[str, Any]:
         """For the first line of metrics: how many episodes are trained on and held out, which the latter are, and the
         addresses of datasets from a hub.

@@ -169,6 +169,10 @@ class SequenceBatches:
             steps = chunk.steps[chunk.valid].tolist()
             yield Batch(to_device(data, self.device), steps, range(len(steps)), number)
 
+    def close(self) -> None:
+        """End the worker processes, as `LoaderBatches.close`."""
+        del self._loader
+
 
 def kept_steps(steps: TensorTree) -> Callable[[IndexArray], TensorTree]:
     """Reads steps (R, T) out of tensors that hold each recorded step once (`data.read_all_steps`)."""

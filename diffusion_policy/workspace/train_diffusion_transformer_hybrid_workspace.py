@@ -147,6 +147,7 @@ class TrainDiffusionTransformerHybridWorkspace:
         policies = [policy for policy in (self.model, self.ema_model) if policy is not None]
         recurrent = isinstance(self.model, RecurrentPolicy)
         self._data = open_data(cfg, processes, read_history(cfg, self.output_dir), in_sequences=recurrent)
+        stack.callback(self._data.close)
         check_metric_names(cfg, self.model.spec.action_names, held_out=len(self._data.held_out) > 0)
         built = copy.deepcopy(self.model) if recurrent and cfg.cloning.kl.weight else None
         self._initialization = initialize(cfg, self.output_dir, self.model, self.ema_model, self._data)

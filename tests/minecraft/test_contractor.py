@@ -123,17 +123,17 @@ def test_a_recorded_episode_of_the_expert_reads_as_it_was_played(tmp_path: Path,
 
 
 def test_an_interrupted_recording_continues_with_the_episodes_that_it_lacks(tmp_path: Path):
-    whole = [file.read_bytes() for file in record_grove(tmp_path / "whole", 2, seed=1, task="stone")]
-    (first,) = record_grove(tmp_path / "parts", 1, seed=1, task="stone")
+    whole = [file.read_bytes() for file in record_grove(tmp_path / "whole", 2, seed=1, task="log")]
+    (first,) = record_grove(tmp_path / "parts", 1, seed=1, task="log")
     before = first.stat().st_mtime_ns
-    parts = list(record_grove(tmp_path / "parts", 2, seed=1, task="stone", resume=True))
+    parts = list(record_grove(tmp_path / "parts", 2, seed=1, task="log", resume=True))
     assert [file.read_bytes() for file in parts] == whole
     assert parts[0].stat().st_mtime_ns == before
     with pytest.raises(MinecraftError, match=r"recorded with \{'variation': 0.5.*'variation': 0.1"):
-        next(record_grove(tmp_path / "parts", 3, seed=1, task="stone", variation=0.1, resume=True))
-    (tmp_path / "parts" / "stone_1.json").write_text("{")
+        next(record_grove(tmp_path / "parts", 3, seed=1, task="log", variation=0.1, resume=True))
+    (tmp_path / "parts" / "log_1.json").write_text("{")
     with pytest.raises(MinecraftError, match="is not JSON"):
-        next(record_grove(tmp_path / "parts", 3, seed=1, task="stone", resume=True))
+        next(record_grove(tmp_path / "parts", 3, seed=1, task="log", resume=True))
 
 
 def test_an_expert_that_does_not_finish_leaves_nothing(tmp_path: Path):

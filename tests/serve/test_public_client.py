@@ -61,13 +61,13 @@ class Steps(FakeEngine):
         return super().infer(observation, seed, remainder, stages)
 
     @contextlib.contextmanager
-    def busy_with(self, send_first: Callable[[], Any]) -> Iterator[None]:
+    def busy_with(self, server: ServerThread, send_first: Callable[[], Any]) -> Iterator[None]:
         """Messages sent inside this block wait at the server while it infers for the first message."""
         self.may_end.clear()
         send_first()
         wait_until(lambda: len(self.begun) == 1, 60)
         yield
-        time.sleep(0.5)  # for the server to read it
+        server.has_read()
         self.may_end.set()
 
 
@@ -75,8 +75,8 @@ def test_a_client_that_sends_faster_than_the_policy_answers_gets_all_that_can_be
     engine = Steps(itertools.cycle([0.16, 0.24, 0.2]))
     chosen = settings(tmp_path, "deadline_s=5", "max_age_s=5")
     with ServerThread(engine, chosen) as server, PublicClient(server.ports["line"]) as client:
-        client.run(stamped(20), PERIOD)
-    assert len(client.replies) == 20, "one reply for each, in order"
+        client.run(stamped(12), PERIOD)
+    assert len(client.replies) == 12, "one reply for each, in order"
     assert set(client.codes) <= {"action", "superseded"}, client.codes
     # An inference takes longer than the client's period, so there is always one to begin with.
     busy, elapsed = sum(end - begin for begin, end in engine.spans), engine.spans[-1][1] - engine.spans[0][0]
@@ -84,7 +84,7 @@ def test_a_client_that_sends_faster_than_the_policy_answers_gets_all_that_can_be
     assert client.codes[-1] == "action", "the newest is answered"
     (run,) = tmp_path.glob("run_*")
     lines = read_lines(run)[1]
-    assert len(lines) == 20
+    assert len(lines) == 12
     superseded = [line for line in lines if line.get("code") == "superseded"]
     assert len(superseded) == client.codes.count("superseded") > 0
     assert all(line["input"]["states"] and "client_obs" in line["timing"] for line in superseded)
@@ -100,7 +100,7 @@ def test_over_the_websocket_too() -> None:
         client = stack.enter_context(connect(uri, compression=None))
         client.recv()
         messages = stamped(10)
-        with engine.busy_with(lambda: client.send(pack(next(messages)))):
+        with engine.busy_with(server, lambda: client.send(pack(next(messages)))):
             for message in messages:
                 client.send(pack(message))
         replies = [client.recv(60) for _ in range(10)]
@@ -127,7 +127,7 @@ def test_over_the_websocket_too() -> None:
 def test_what_waits_is_answered_in_order_and_a_reset_parts_episodes(between: list[Any], kinds: list[str]) -> None:
     engine = Steps(itertools.cycle([0.0]))
     with ServerThread(engine, settings()) as server, PublicClient(server.ports["line"]) as client:
-        with engine.busy_with(lambda: client.send_once(observation_message(0))):
+        with engine.busy_with(server, lambda: client.send_once(observation_message(0))):
             for message in (observation_message(1), *between, observation_message(3)):
                 client.send_once(message)
         wait_until(lambda: client.poll() is not None or len(client.replies) == len(kinds))
@@ -137,7 +137,7 @@ def test_what_waits_is_answered_in_order_and_a_reset_parts_episodes(between: lis
 def test_an_observation_is_not_superseded_by_one_that_cannot_be_answered() -> None:
     engine = Steps(itertools.cycle([0.0]))
     with ServerThread(engine, settings()) as server, PublicClient(server.ports["line"]) as client:
-        with engine.busy_with(lambda: client.send_once(observation_message(0))):
+        with engine.busy_with(server, lambda: client.send_once(observation_message(0))):
             for message in (observation_message(1), observation_message(2, grippers=[["?"], ["?"]])):
                 client.send_once(message)
         wait_until(lambda: client.poll() is not None or len(client.replies) == 3)
@@ -146,7 +146,7 @@ def test_an_observation_is_not_superseded_by_one_that_cannot_be_answered() -> No
 
 def test_a_late_inference_is_given_up_and_the_next_one_answered(tmp_path: Path) -> None:
     engine = Steps(iter([10.0, 0.0]))
-    with ServerThread(engine, settings(tmp_path, "deadline_s=2")) as server, server.client() as client:
+    with ServerThread(engine, settings(tmp_path, "deadline_s=1")) as server, server.client() as client:
         assert client.ask(observation_message(0))["code"] == "late"
         assert client.ask(observation_message(1))["type"] == "action", "the policy is free again"
     assert engine.given_up == 1
@@ -231,15 +231,15 @@ def test_twenty_errors_in_a_row_and_the_arm_is_served_again_on_the_same_connecti
 
 
 def test_a_robot_that_was_turned_away_is_served_when_the_first_one_leaves() -> None:
-    with ServerThread(FakeEngine(), settings(None, "traffic.linger_s=0.5")) as server:
+    with ServerThread(FakeEngine(), settings(None, "traffic.linger_s=0.2")) as server:
         first, second = server.client(), PublicClient(server.ports["line"])
         with first, second:
             assert first.ask(observation_message(0))["type"] == "action"
-            second.run((observation_message(step) for step in range(4)), 0.2)
+            second.run((observation_message(step) for step in range(4)), 0.1)
             assert second.codes == ["busy"] * 4, "beyond linger_s: it goes on asking"
             first.close()
             wait_until(lambda: server.host.robot_lock.holder is None)
-            second.run((observation_message(step) for step in range(4, 8)), 0.1)
+            second.run((observation_message(step) for step in range(4, 8)), 0.05)
             assert second.codes[-1] == "action"
             assert second.dead == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,12 @@ def train(dataset: Path, folder: Path, *overrides: str) -> TrainDiffusionTransfo
     run = TrainDiffusionTransformerHybridWorkspace(vpt_factory.settings(dataset, *overrides), folder)
     run.run()
     return run
+
+
+def test_loader_workers_end_with_the_run(dataset: Path, tmp_path: Path) -> None:
+    before = set(multiprocessing.active_children())
+    train(dataset, tmp_path, "training.num_epochs=1", "training.max_train_steps=1", "dataloader.num_workers=1")
+    assert set(multiprocessing.active_children()) <= before
 
 
 # ---- the order of sequences ----

@@ -1,5 +1,7 @@
 """The first signal ends a run properly and is answered; the second takes effect at once; workers ignore both."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,7 +14,7 @@ from same_runs import assert_same_runs
 
 from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.run_folder import LATEST
-from diffusion_policy.workspace import interruption
+from diffusion_policy.workspace import TrainingError, interruption
 from diffusion_policy.workspace.data import open_data
 from diffusion_policy.workspace.interruption import StopRequest
 from diffusion_policy.workspace.processes import Processes
@@ -121,7 +123,7 @@ def test_loader_workers_read_on_whatever_they_are_sent_and_end_with_their_parent
     read += list(batches)
     assert [batch.number for batch in read] == list(range(len(data.train.order)))
     begun = time.monotonic()
-    data.train._loader._iterator._shutdown_workers()
+    data.close()
     assert time.monotonic() - begun < 4  # torch terminates what does not end within five seconds
     assert not (children() & started)
 
@@ -133,6 +135,25 @@ def test_loader_workers_end_when_their_parent_terminates_them(dataset):
     worker.terminate()
     worker.join(10)
     assert worker.exitcode == 0
+
+
+class BrokenWorkspace(TrainDiffusionTransformerHybridWorkspace):
+    """Fails when the first update is logged."""
+
+    def _count(self, metrics):
+        raise TrainingError("broken")
+
+
+@pytest.mark.parametrize("kind", [TrainDiffusionTransformerHybridWorkspace, BrokenWorkspace])
+def test_loader_workers_end_with_the_run(dataset, tmp_path, kind):
+    """Otherwise each would delay whatever this process does next by five seconds."""
+    short = ("training.num_epochs=1", "training.max_train_steps=1", "training.sample_every=0")
+    workers = ("dataloader.num_workers=1", "val_dataloader.num_workers=1")
+    before = set(multiprocessing.active_children())
+    run = kind(tiny_run.settings(dataset, *short, *workers), tmp_path)
+    with pytest.raises(TrainingError, match="broken") if kind is BrokenWorkspace else contextlib.nullcontext():
+        run.run()
+    assert set(multiprocessing.active_children()) <= before
 
 
 # 17 windows in batches of 4, two batches an update: 3 updates an epoch.
