@@ -1,4 +1,4 @@
-"""The instructions of a pickle, in order, with their arguments.
+"""The instructions of pickles, and how their arguments are decoded.
 
 The instructions that checkpoints consist of (a hundred thousand of a few kinds) are decoded directly from the bytes;
 all others by `pickletools`, according to its table.
@@ -10,35 +10,19 @@ import ast
 import io
 import pickletools
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-# (content, offset of the argument) to (argument, offset after it)
-_Reader = Callable[[bytes, int], tuple[Any, int]]
-
-
-def instructions(content: bytes) -> Iterator[tuple[str, Any, int]]:
-    """(name, argument, offset) of each instruction up to STOP, like `pickletools.genops`, with strings of Python 2.
-
-    Raises:
-        ValueError, IndexError, struct.error: broken or truncated.
-    """
-    at = 0
-    while at < len(content):
-        begun = at
-        name, read = _NAMES_AND_READERS[content[at]]
-        argument, at = (None, at + 1) if read is None else read(content, at + 1)
-        yield name, argument, begun
-        if name == "STOP":
-            return
-    raise ValueError("it ends without STOP")
+# (content, offset of the argument) to (argument, offset after it); broken or truncated: ValueError, IndexError or
+# struct.error
+Reader = Callable[[bytes, int], tuple[Any, int]]
 
 
 def _byte(content: bytes, at: int) -> tuple[int, int]:
     return content[at], at + 1
 
 
-def _number(layout: str) -> _Reader:
+def _number(layout: str) -> Reader:
     form = struct.Struct(layout)
 
     def read(content: bytes, at: int) -> tuple[Any, int]:
@@ -47,7 +31,7 @@ def _number(layout: str) -> _Reader:
     return read
 
 
-def _text(layout: str) -> _Reader:
+def _text(layout: str) -> Reader:
     """UTF-8 preceded by its length in bytes."""
     form = struct.Struct(layout)
 
@@ -60,7 +44,7 @@ def _text(layout: str) -> _Reader:
     return read
 
 
-def _line(decode: Callable[[bytes], Any]) -> _Reader:
+def _line(decode: Callable[[bytes], Any]) -> Reader:
     """An argument that ends with its line."""
 
     def read(content: bytes, at: int) -> tuple[Any, int]:
@@ -68,6 +52,14 @@ def _line(decode: Callable[[bytes], Any]) -> _Reader:
         return decode(content[at:end]), end
 
     return read
+
+
+def _long(content: bytes, at: int) -> tuple[int, int]:
+    """An integer, little-endian with its sign, preceded by its length in a byte."""
+    begin, end = at + 1, at + 1 + content[at]
+    if end > len(content):
+        raise ValueError(f"an integer of {content[at]} bytes of which {len(content) - begin} remain")
+    return int.from_bytes(content[begin:end], "little", signed=True), end
 
 
 def _text_of_python_2(line: bytes) -> str:
@@ -81,7 +73,7 @@ def _text_of_python_2(line: bytes) -> str:
     return found.decode("latin1")
 
 
-def _by_table(described: pickletools.ArgumentDescriptor) -> _Reader:
+def _by_table(described: pickletools.ArgumentDescriptor) -> Reader:
     def read(content: bytes, at: int) -> tuple[Any, int]:
         stream = io.BytesIO(content)  # shares the bytes
         stream.seek(at)
@@ -90,7 +82,7 @@ def _by_table(described: pickletools.ArgumentDescriptor) -> _Reader:
     return read
 
 
-_FREQUENT: dict[str, _Reader] = {
+_FREQUENT: dict[str, Reader] = {
     **dict.fromkeys(("BININT1", "BINPUT", "BINGET", "PROTO"), _byte),
     **dict.fromkeys(("LONG_BINPUT", "LONG_BINGET"), _number("<I")),
     "BININT": _number("<i"),
@@ -98,6 +90,7 @@ _FREQUENT: dict[str, _Reader] = {
     "BINFLOAT": _number(">d"),
     "BINUNICODE": _text("<I"),
     "SHORT_BINUNICODE": _text("<B"),
+    "LONG1": _long,
     "STRING": _line(_text_of_python_2),
 }
 
@@ -106,7 +99,8 @@ def _unknown(content: bytes, at: int) -> tuple[Any, int]:
     raise ValueError(f"opcode {content[at - 1 : at]!r} unknown")
 
 
-_NAMES_AND_READERS: list[tuple[str, _Reader | None]] = [("", _unknown)] * 256
+# By opcode: the instruction's name, and what decodes its argument, if it has one. Strings are those of Python 2.
+INSTRUCTIONS: list[tuple[str, Reader | None]] = [("", _unknown)] * 256
 for _opcode in pickletools.opcodes:
     _reader = None if _opcode.arg is None else _FREQUENT.get(_opcode.name) or _by_table(_opcode.arg)
-    _NAMES_AND_READERS[ord(_opcode.code)] = (_opcode.name, _reader)
+    INSTRUCTIONS[ord(_opcode.code)] = (_opcode.name, _reader)

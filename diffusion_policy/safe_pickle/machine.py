@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from diffusion_policy.errors import WorkspaceError
-from diffusion_policy.safe_pickle.instructions import instructions
+from diffusion_policy.safe_pickle.instructions import INSTRUCTIONS, Reader
 from diffusion_policy.safe_pickle.stand_ins import OpaqueObject, StandIn, may_be_data
 
 MAX_BYTES = 256 * 2**20
@@ -122,18 +122,18 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, content: bytes) -> Any:
-        position = 0
+        position = at = 0
         try:
-            for count, (name, argument, position) in enumerate(instructions(content)):  # noqa: B007
-                if count >= MAX_INSTRUCTIONS:
-                    raise self._refusal(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
-                if name == "STOP":
-                    break
-                handler = _INSTRUCTIONS.get(name)
-                if handler is None:
-                    raise self._refusal(f"the pickle uses the instruction {name}, which data does not need")
+            for _ in range(MAX_INSTRUCTIONS):
+                position = at
+                if at == len(content):
+                    raise ValueError("it ends without STOP")
+                read, handler = _BY_OPCODE[content[at]]
+                argument, at = (None, at + 1) if read is None else read(content, at + 1)
+                if handler is _stop:
+                    return self.stack.pop()
                 handler(self, argument)
-            return self.stack.pop()
+            raise self._refusal(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
         except NotPlainError as error:
             raise self._refusal(f"the pickle holds {error}") from error
         except (IndexError, KeyError, TypeError, ValueError, OverflowError, ArithmeticError, struct.error) as error:
@@ -325,7 +325,18 @@ def _ignore(machine: _Machine, argument: Any) -> None:
     """Ignore PROTO and FRAME, which describe the encoding of the file and not its content."""
 
 
-_INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+def _stop(machine: _Machine, argument: Any) -> None:
+    """The object is complete."""
+
+
+def _refuses(name: str) -> Callable[[_Machine, Any], None]:
+    def handler(machine: _Machine, _: Any) -> None:
+        raise machine._refusal(f"the pickle uses the instruction {name}, which data does not need")
+
+    return handler
+
+
+_HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("PROTO", "FRAME"), _ignore),
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"), _Machine.push),
     **dict.fromkeys(("INT", "LONG", "LONG1", "LONG4"), _Machine.push_integer),
@@ -365,4 +376,8 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "NEWOBJ": _Machine.instantiate,
     "BUILD": _Machine.set_state,
     "BINPERSID": _Machine.refer,
+    "STOP": _stop,
 }
+_BY_OPCODE: list[tuple[Reader | None, Callable[[_Machine, Any], None]]] = [
+    (read, _HANDLERS.get(name) or _refuses(name)) for name, read in INSTRUCTIONS
+]

@@ -276,7 +276,7 @@ class LoaderBatches:
     def close(self) -> None:
         """End the worker processes; nothing can be read afterwards.
 
-        Workers that garbage collection finds later get no request to end: it waits five seconds for each, then kills it.
+        Workers that garbage collection finds later get no request to end: it waits five seconds for each and kills it.
         """
         del self._loader
 
