@@ -39,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     fcntl.flock(lock, fcntl.LOCK_EX)
     os.environ["PYTEST_DEBUG_TEMPROOT"] = str(place)
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    if config.getoption("numprocesses", None):
+        warm_process.start_shared()
 
     def remove() -> None:
         shutil.rmtree(folder, ignore_errors=True)

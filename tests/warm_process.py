@@ -26,6 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+SHARED = "TESTS_WARM_PYTHON"  # environment variable: the program that processes which run tests together use
 statuses: list[int] = []  # exit status of a copy of this process, once known
 LOADED = (  # what most commands load, also when they are at work: torch's optimizers load its compiler
     "diffusion_policy.adapt.files",
@@ -58,31 +59,42 @@ def run(
 
 @cache
 def python() -> str:
-    """Returns the path of the program that stands in for the interpreter, with its name."""
+    """Returns the path of the program that stands in for the interpreter, with its name.
+
+    Processes that run tests together share one (`start_shared`).
+    """
+    return os.environ.get(SHARED) or start()
+
+
+def start_shared() -> None:
+    """Starts one for this process and those that it starts; they need not wait until everything is loaded."""
+    os.environ[SHARED] = start()
+
+
+def start() -> str:
+    """Starts a process that loads everything and then answers requests; returns its program."""
     folder = Path(tempfile.mkdtemp(prefix="warm_"))
     address, program = folder / "socket", folder / "python"
     client = [sys.executable, "-IS", Path(__file__).with_name("warm_python.py"), address, sys.executable]
     program.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, client))} "$@"\n')
     program.chmod(0o755)
-    server = subprocess.Popen(
-        [sys.executable, __file__, address, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        start_new_session=True,
-    )  # fmt: skip
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(address))
+        listening.listen(128)  # whoever asks from now on waits for the answer
+        server = subprocess.Popen(
+            [sys.executable, __file__, str(listening.fileno()), program], stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, start_new_session=True, pass_fds=[listening.fileno()],
+        )  # fmt: skip
     atexit.register(server.kill)
-    assert server.stdout is not None
-    assert server.stdout.readline() == b"waiting\n"
     return str(program)
 
 
-def requested(address: str) -> dict[str, Any]:
+def requested(listening: socket.socket) -> dict[str, Any]:
     """Answers each request with a copy of this process; returns in each copy what to run.
 
     This process ends with the one that started it, whose end closes stdin.
     """
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(address)
-        listening.listen()
-        os.write(1, b"waiting\n")
+    with listening:
         while sys.stdin not in select.select([sys.stdin, listening], [], [])[0]:
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
@@ -204,12 +216,15 @@ def end() -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # the one that starts this may ignore them
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in LOADED:
         __import__(name)
     os.fsync = leave_to_the_kernel  # type: ignore[assignment]
     look_at_configs()
     gc.freeze()
-    socket_path, warm_program = sys.argv[1:]
-    request = requested(socket_path)
+    descriptor, warm_program = sys.argv[1:]
+    request = requested(socket.socket(fileno=int(descriptor)))
     start_warm(warm_program)
     become(**request)
