@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import atexit
 import contextlib
 import fcntl
 import gc
@@ -28,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     A folder that a killed run left is removed by the next one: nobody holds its lock.
     """
     if "PYTEST_XDIST_WORKER" in os.environ:
+        atexit.register(end_at_once, os.getpid())
         return
     place = where_temporary_files_go()
     for left in place.glob(f"{FOLDERS}*"):
@@ -47,6 +49,14 @@ def pytest_configure(config: pytest.Config) -> None:
         lock.close()
 
     config.add_cleanup(remove)
+
+
+def end_at_once(worker: int) -> None:
+    """Skips the teardown of a test process's thousands of modules, which takes four seconds."""
+    if os.getpid() == worker:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def where_temporary_files_go() -> Path:

@@ -90,7 +90,14 @@ def dataset_page(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "make", [ledger_page, gripper_page, comparison_page, report_page, dataset_page], ids=lambda make: make.__name__
+    "make",
+    [
+        gripper_page,
+        report_page,  # with the ledger of a checkpoint
+        dataset_page,
+        *(pytest.param(make, marks=pytest.mark.exhaustive) for make in (ledger_page, comparison_page)),
+    ],
+    ids=lambda make: make.__name__,
 )
 def test_a_page_fits_every_screen(make, tmp_path: Path, browser: Browser) -> None:
     browser.open(make(tmp_path))
