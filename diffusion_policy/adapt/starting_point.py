@@ -31,24 +31,30 @@ WHICH = ("same", "ema_model", "model")
 
 
 def load_pretrained(
-    path: Path, cfg: DictConfig, model: nn.Module, ema_model: nn.Module | None
+    source: Path | Checkpoint, cfg: DictConfig, model: nn.Module, ema_model: nn.Module | None
 ) -> tuple[Checkpoint, Ledger]:
     """Load a checkpoint's weights and normalizer into model and EMA, or into neither.
+
+    Args:
+        source: the checkpoint, or its path.
+        cfg: of the run.
+        model: the live policy.
+        ema_model: its average; None: there is none.
 
     Raises:
         AdaptError: its actions differ from the task's, it was trained with other settings, or the weights do not fit
             or cover too little.
     """
-    checkpoint, chosen = _checked(path, cfg)
+    checkpoint, chosen = _checked(source, cfg)
     if cfg.pretrained.which == "same" and ema_model is not None and _average_differs(checkpoint):
         logger.warning(
             "pretrained.which=same: training starts from the live weights of %s; its averaged ones are lost "
             "in the first updates, since the EMA starts with decay 0. pretrained.which=ema_model starts from "
             "the average",
-            path,
+            checkpoint.path,
         )
     ledger = inherit(chosen, model, ema_model, **_inherit_options(cfg))
-    logger.info("weights of %s: %s", path, ledger.summary())
+    logger.info("weights of %s: %s", checkpoint.path, ledger.summary())
     return checkpoint, ledger
 
 
@@ -83,18 +89,18 @@ def _inherit_options(cfg: DictConfig) -> dict[str, Any]:
     return {"min_coverage": float(cfg.pretrained.min_coverage), "recompute": bool(accepted_changes(cfg))}
 
 
-def _checked(path: Path, cfg: DictConfig) -> tuple[Checkpoint, Checkpoint]:
+def _checked(source: Path | Checkpoint, cfg: DictConfig) -> tuple[Checkpoint, Checkpoint]:
     """The checked checkpoint, as read and with the weights chosen by `pretrained.which` for both models."""
     settings = cfg.pretrained
     if settings.which not in WHICH:
         raise AdaptError(f"pretrained.which is {settings.which!r}; expected one of {', '.join(WHICH)}")
-    checkpoint = read_checkpoint(path)
+    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     check_actions(checkpoint, step_spec_of(cfg))
     check_settings(checkpoint, cfg, accepted_changes(cfg), sizes=settings.min_coverage >= 1)
     if settings.which == "same":
         return checkpoint, checkpoint
     if settings.which not in checkpoint.state_dicts:
-        raise AdaptError(f"{path} has no {settings.which}; it has {', '.join(checkpoint.state_dicts)}")
+        raise AdaptError(f"{checkpoint.path} has no {settings.which}; it has {', '.join(checkpoint.state_dicts)}")
     weights = checkpoint.state_dicts[settings.which]
     return checkpoint, replace(checkpoint, state_dicts={"model": weights, "ema_model": weights})
 

@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from diffusion_policy.checkpoint import read_checkpoint
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.split import EpisodeIdentity, Split, identities_of, split_of
 from diffusion_policy.dataset.windows import Mask, validation_episodes
-from diffusion_policy.workspace.start import Origin, decide_start
+from diffusion_policy.workspace.start import Origin, OpenedStart
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +38,15 @@ class History:
     split: Split | None = None
 
 
-def read_history(cfg: DictConfig, folder: Path) -> History:
-    """Read the split of the checkpoint that the run will start from.
+def history_of(opened: OpenedStart) -> History:
+    """The split of the checkpoint that the run starts from.
 
     Raises:
-        TrainingError, CheckpointError: it is not there or cannot be read.
-        DatasetError: its split is damaged.
+        DatasetError: it is damaged.
     """
-    start = decide_start(cfg, folder)
-    if start.path is None:
-        return History(start.origin)
-    return History(start.origin, start.path, split_of(read_checkpoint(start.path).provenance, str(start.path)))
+    start, checkpoint = opened.start, opened.checkpoint
+    split = None if checkpoint is None else split_of(checkpoint.provenance, str(start.path))
+    return History(start.origin, start.path, split)
 
 
 def divide_episodes(

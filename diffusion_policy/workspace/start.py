@@ -19,12 +19,14 @@ from omegaconf import DictConfig
 
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.starting_point import accepted_changes, check_actions, load_pretrained
+from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
 from diffusion_policy.hub import address_entry, local_copy
 from diffusion_policy.resolvers import flat_config
 from diffusion_policy.run_folder import LATEST
 from diffusion_policy.workspace import TrainingError
 
 __all__ = [
+    "OpenedStart",
     "Origin",
     "Start",
     "accepted_changes",
@@ -33,6 +35,7 @@ __all__ = [
     "decide_start",
     "describe_ledger",
     "load_pretrained",
+    "open_start",
 ]
 
 Origin = Literal["own checkpoint", "pretrained", "scratch"]
@@ -56,6 +59,30 @@ class Start:
         """Entries of a checkpoint's provenance; only the file name of the path, and the address of one from a hub."""
         name = self.path.name if self.path else None
         return {"origin": self.origin, "checkpoint": name, "reason": self.reason, **address_entry(self.path or "")}
+
+
+@dataclass(frozen=True)
+class OpenedStart:
+    """Where training starts, with what is there: it is read once in a run.
+
+    Attributes:
+        start: the decision.
+        checkpoint: to start from; None for scratch.
+    """
+
+    start: Start
+    checkpoint: Checkpoint | None
+
+
+def open_start(cfg: DictConfig, folder: Path | None) -> OpenedStart:
+    """Decide where to start (`decide_start`) and read the checkpoint there.
+
+    Raises:
+        TrainingError: a requested checkpoint does not exist.
+        CheckpointError, UnsafePickleError, InterpolationError: it cannot be read.
+    """
+    start = decide_start(cfg, folder)
+    return OpenedStart(start, None if start.path is None else read_checkpoint(start.path))
 
 
 def decide_start(cfg: DictConfig, folder: Path | None) -> Start:

@@ -31,7 +31,7 @@ from diffusion_policy.workspace import TrainingError
 from diffusion_policy.workspace.batches import Batch
 from diffusion_policy.workspace.checkpointing import CheckpointFolder, CheckpointNames, Payload, snapshot
 from diffusion_policy.workspace.data import open_data
-from diffusion_policy.workspace.episode_roles import read_history
+from diffusion_policy.workspace.episode_roles import history_of
 from diffusion_policy.workspace.evaluator import Evaluator, is_due
 from diffusion_policy.workspace.interruption import StopRequest
 from diffusion_policy.workspace.losses import BatchLoss, NoiseSampler
@@ -52,6 +52,7 @@ from diffusion_policy.workspace.run_status import RunStatus
 from diffusion_policy.workspace.schedule import make_schedule, plain_schedule, resume_rates, total_updates
 from diffusion_policy.workspace.sequence_evaluator import SequenceEvaluator
 from diffusion_policy.workspace.sequence_loss import SequenceLoss, reference_policy
+from diffusion_policy.workspace.start import open_start
 from diffusion_policy.workspace.summary import RunSummary
 from diffusion_policy.workspace.threads import set_compute_threads
 from diffusion_policy.workspace.updates import StepMetrics, StepMonitor, Updates, write_dump
@@ -146,11 +147,12 @@ class TrainDiffusionTransformerHybridWorkspace:
         self.output_dir = processes.from_first(self.output_dir)
         policies = [policy for policy in (self.model, self.ema_model) if policy is not None]
         recurrent = isinstance(self.model, RecurrentPolicy)
-        self._data = open_data(cfg, processes, read_history(cfg, self.output_dir), in_sequences=recurrent)
+        opened = open_start(cfg, self.output_dir)
+        self._data = open_data(cfg, processes, history_of(opened), in_sequences=recurrent)
         stack.callback(self._data.close)
         check_metric_names(cfg, self.model.spec.action_names, held_out=len(self._data.held_out) > 0)
         built = copy.deepcopy(self.model) if recurrent and cfg.cloning.kl.weight else None
-        self._initialization = initialize(cfg, self.output_dir, self.model, self.ema_model, self._data)
+        self._initialization = initialize(cfg, opened, self.model, self.ema_model, self._data)
         self._set_compute_threads()
         for policy in policies:
             policy.to(processes.device)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from diffusion_policy.adapt.ledger import Ledger
 from diffusion_policy.adapt.settings_fit import check_settings
 from diffusion_policy.adapt.starting_point import check_relative
-from diffusion_policy.checkpoint import Checkpoint, read_checkpoint
+from diffusion_policy.checkpoint import Checkpoint
 from diffusion_policy.hub import address_entry, address_of
 from diffusion_policy.model.diffusion.ema_model import EMAModel
 from diffusion_policy.policy.contract import PolicyModule
@@ -23,10 +23,10 @@ from diffusion_policy.workspace.data import Data, instantiate
 from diffusion_policy.workspace.normalizing import choose_normalizer
 from diffusion_policy.workspace.run_state import RunState
 from diffusion_policy.workspace.start import (
+    OpenedStart,
     Start,
     accepted_changes,
     config_changes,
-    decide_start,
     describe_ledger,
     load_pretrained,
 )
@@ -75,18 +75,19 @@ class Initialization:
         return self._resumed.state_dicts["optimizer"]
 
 
-def initialize(cfg: DictConfig, folder: Path, model: Policy, ema_model: Policy | None, data: Data) -> Initialization:
-    """Decide where to start and load weights and normalizer into both models.
+def initialize(
+    cfg: DictConfig, opened: OpenedStart, model: Policy, ema_model: Policy | None, data: Data
+) -> Initialization:
+    """Load weights and normalizer of the start into both models.
 
     Raises:
-        TrainingError, AdaptError, CheckpointError, SpecError: a requested checkpoint does not exist or does not fit, or
-            its actions and the dataset's differ in meaning.
+        TrainingError, AdaptError, CheckpointError, SpecError: the checkpoint does not fit, or its actions and the
+            dataset's differ in meaning.
     """
-    start = decide_start(cfg, folder)
+    start, checkpoint = opened.start, opened.checkpoint
     logger.info("start: %s%s (%s)", start.origin, f" {start.path}" if start.path else "", start.reason)
-    if start.origin == "own checkpoint":
-        assert start.path is not None
-        return _resume(start, start.path, cfg, model, ema_model, data)
+    if checkpoint is not None and start.origin == "own checkpoint":
+        return _resume(start, checkpoint, cfg, model, ema_model, data)
     ledger = None
     provenance: dict[str, Any] = {"action_semantics": model.spec.semantics}
     if data.dataset.frame_sizes:
@@ -95,16 +96,16 @@ def initialize(cfg: DictConfig, folder: Path, model: Policy, ema_model: Policy |
         }
     if data.dataset.gripper_scale:
         provenance["gripper_scale"] = list(data.dataset.gripper_scale)  # scale of the recordings; the policy's is 0..1
-    if start.path is not None:
-        checkpoint, ledger = load_pretrained(start.path, cfg, model, ema_model)
+    if checkpoint is not None:
+        ledger = load_pretrained(checkpoint, cfg, model, ema_model)[1]
         _check_dataset_against(checkpoint, data)
-        provenance |= _pretrained_provenance(checkpoint, start.path)
+        provenance |= _pretrained_provenance(checkpoint)
         logger.info("inherited %(inherited_tensors)d tensors (%(inherited_parameters)d parameters), grown "
                     "%(grown_tensors)d (%(grown_parameters)d new parameters), fresh %(fresh_tensors)d "
                     "(%(fresh_parameters)d parameters)", describe_ledger(ledger))  # fmt: skip
         provenance["inheritance"] = ledger.to_json()
     policies = [policy for policy in (model, ema_model) if policy is not None]
-    choose_normalizer(cfg.normalizer, data.normalizer, model.spec, policies, pretrained=start.path is not None)
+    choose_normalizer(cfg.normalizer, data.normalizer, model.spec, policies, pretrained=checkpoint is not None)
     provenance["start"] = start.to_json()
     if data.dataset.addresses:
         provenance["dataset_addresses"] = list(data.dataset.addresses)
@@ -112,10 +113,10 @@ def initialize(cfg: DictConfig, folder: Path, model: Policy, ema_model: Policy |
 
 
 def _resume(
-    start: Start, path: Path, cfg: DictConfig, model: Policy, ema_model: Policy | None, data: Data
+    start: Start, checkpoint: Checkpoint, cfg: DictConfig, model: Policy, ema_model: Policy | None, data: Data
 ) -> Initialization:
     """Restore models and state of the resumed run from its checkpoint."""
-    checkpoint = read_checkpoint(path)
+    path = checkpoint.path
     if checkpoint.run_state is None:
         raise TrainingError(
             f"{path} was not written by this program: it lacks the EMA's step, the schedule and the position in the "
@@ -172,8 +173,9 @@ def _check_dataset_against(checkpoint: Checkpoint, data: Data) -> None:
         check_semantics(data.dataset.semantics, semantics, f"the dataset with {checkpoint.path}")
 
 
-def _pretrained_provenance(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
+def _pretrained_provenance(checkpoint: Checkpoint) -> dict[str, Any]:
     """Provenance of the pretrained weights: name, hash and hub of the file, and the adaptation that it records."""
+    path = checkpoint.path
     provenance: dict[str, Any] = {"pretrained": {"name": path.name, "sha256": file_sha256(path)} | address_entry(path)}
     adaptation = (checkpoint.provenance or {}).get("adaptation")
     if adaptation is not None:

@@ -13,9 +13,10 @@ from diffusion_policy.dataset.replay_buffer import ReplayBuffer
 from diffusion_policy.dataset.split import Split, split_of
 from diffusion_policy.evaluate.episode_choice import choose_episodes
 from diffusion_policy.workspace.data import open_data
-from diffusion_policy.workspace.episode_roles import History, read_history
+from diffusion_policy.workspace.episode_roles import History, history_of
 from diffusion_policy.workspace.metrics import read_metrics
 from diffusion_policy.workspace.processes import Processes
+from diffusion_policy.workspace.start import open_start
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,
 )
@@ -165,7 +166,7 @@ def test_a_run_resumed_on_an_appended_dataset_and_fine_tuned(tmp_path):
     for seed in (20, 21, 22, 23):
         buffer.append(tiny_run.episode(12, seed))
     settings.training.num_epochs = 2
-    assert read_history(settings, folder).split == before
+    assert history_of(open_start(settings, folder)).split == before
     TrainDiffusionTransformerHybridWorkspace(settings, folder).run()
     after = split_of(read_checkpoint(latest).provenance, "latest.ckpt")
     assert set(before.held_out) < set(after.held_out)
