@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from diffusion_policy.dataset.cogact_image_dataset import CogActImageDataset
 from diffusion_policy.dataset.split import EpisodeIdentity, Split, identities_of, split_of
 from diffusion_policy.dataset.windows import Mask, validation_episodes
-from diffusion_policy.workspace.start import Origin, OpenedStart
+from diffusion_policy.workspace.start import OpenedStart, Origin
 
 logger = logging.getLogger(__name__)
 
