@@ -33,7 +33,6 @@ demo: $(READY)
 
 # Sources are compiled once and not by each of the processes that the tests start.
 test test-exhaustive: export PYTHONDONTWRITEBYTECODE =
-test test-exhaustive: export OMP_NUM_THREADS = 1
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -26,8 +26,10 @@ FOLDERS = "of_a_test_run_"
 def pytest_configure(config: pytest.Config) -> None:
     """All temporary files of a run but pytest's own are in one folder, which is removed at its end.
 
-    A folder that a killed run left is removed by the next one: nobody holds its lock.
+    A folder that a killed run left is removed by the next one: nobody holds its lock. A training run uses one thread:
+    otherwise it chooses by the load, and last bits of two runs would differ.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if "PYTEST_XDIST_WORKER" in os.environ:
         atexit.register(end_at_once, os.getpid())
         return

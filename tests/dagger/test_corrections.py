@@ -98,7 +98,7 @@ def test_equal_settings_give_equal_corrections(
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("recorded", [0, 2])
+@pytest.mark.parametrize("recorded", [pytest.param(0, marks=pytest.mark.exhaustive), 2])
 def test_killed_after_any_takeover_it_continues_to_the_same(
     recorded: int,
     collected: tuple[Path, Collected],

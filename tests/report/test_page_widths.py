@@ -93,9 +93,9 @@ def dataset_page(folder: Path) -> Path:
     "make",
     [
         gripper_page,
-        report_page,  # with the ledger of a checkpoint
         dataset_page,
-        *(pytest.param(make, marks=pytest.mark.exhaustive) for make in (ledger_page, comparison_page)),
+        # The report's own test looks at a narrow window; the others have its skeleton.
+        *(pytest.param(make, marks=pytest.mark.exhaustive) for make in (report_page, ledger_page, comparison_page)),
     ],
     ids=lambda make: make.__name__,
 )

@@ -36,7 +36,9 @@ def train(dataset, folder, *overrides):
     return folder
 
 
-@pytest.mark.parametrize(("runner", "epochs"), [(TABLETOP, [0, 2, 3]), (SIMULATOR, [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("runner", "epochs"), [pytest.param(TABLETOP, [0, 2, 3], marks=pytest.mark.exhaustive), (SIMULATOR, [0, 1, 2, 3])]
+)
 def test_success_is_measured_when_it_is_due_and_ranks_first(dataset, tmp_path, runner, epochs):
     folder = train(dataset, tmp_path / "run", *runner, "training.num_epochs=4", "training.val_every=1")
     lines = read_metrics(folder / "logs.json.txt")
