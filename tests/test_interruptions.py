@@ -354,7 +354,7 @@ def test_ctrl_c_at_work(script: Path, bench: dict[str, Any], tmp_path: Path) -> 
     launcher |= {"PYTHON": python, "DATASET": bench["dataset"], "GPU": "cpu", "EPOCHS": 9, "EXPERIMENT": ""}
     if script.name == "train_cogact_finetune.sh":
         (tmp_path / "new.ckpt").touch()
-    hook = {"INTERRUPT_AT": f"diffusion_policy.{case.at}", "PYTHONPATH": HOOK, "OMP_NUM_THREADS": 1}
+    hook = {"INTERRUPT_AT": f"diffusion_policy.{case.at}", "PYTHONPATH": HOOK}
     environment = os.environ | {name: str(value) for name, value in (hook | launcher).items()}
     ended = subprocess.run(
         words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, start_new_session=True,

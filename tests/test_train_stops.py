@@ -82,7 +82,7 @@ def test_sigterm_to_all_processes_saves_and_says_how_to_continue(dataset, tmp_pa
 @pytest.mark.exhaustive  # several processes, which agree to stop as one does
 def test_sigterm_to_torchrun_and_all_below_it_saves(dataset, tmp_path):
     # torchrun itself is a new interpreter; its children are copies of a process that has everything loaded
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": warm_process.python()}
+    environment = os.environ | {"PYTHON_EXEC": warm_process.python()}
     running = subprocess.Popen(
         [*command(dataset, *TORCHRUN), *WITHOUT_WORKERS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         cwd=tmp_path, start_new_session=True, env=environment,

@@ -50,8 +50,7 @@ def test_policies_sampler_and_engine_load_neither_a_compiler_nor_statistics() ->
         "import sys; from diffusion_policy.checkpoint import build_policy\n"
         "from diffusion_policy.training_config import compose_training\n"
         f"configs = [compose_training(name) for name in {CONFIGS}]\n"
-        "for config in configs: build_policy(config, values=False)\n"
-        "build_policy(configs[0])\n"
+        "for values in (False, True): [build_policy(config, values=values) for config in configs]\n"
         "from diffusion_policy.policy import sampler; from diffusion_policy.serve import engine\n"
         "sys.exit(sorted({'torch._dynamo', 'scipy.stats'} & set(sys.modules)) or None)"
     )

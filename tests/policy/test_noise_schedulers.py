@@ -1,4 +1,4 @@
-"""Noise schedulers: one built with another's options, and what loading them leaves out."""
+"""Noise schedulers: one built with another's options, and their paths."""
 
 import inspect
 
